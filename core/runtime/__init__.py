@@ -1,0 +1,1 @@
+"""Runs large language models on whatever hardware is present."""
