@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,17 @@ class Cursor:
             return str(self.view[start : start + length], "utf-8")
         except UnicodeDecodeError as error:
             raise self.fault(what, f"is not UTF-8: {error.reason} at its byte {error.start}") from None
+
+    def name(self, what: str, taken: Container[str]) -> str:
+        """The name of `what` (a key or a tensor): printable, not empty, and not among `taken`."""
+        name = self.string(f"the name of {what}", MAX_NAME_BYTES)
+        if not name:
+            raise self.fault(what, "has no name")
+        if not name.isprintable():  # names are shown in errors and tables, and must not steer a terminal
+            raise self.fault(what, f"has the unprintable name {name[:80]!r}")
+        if name in taken:
+            raise self.fault(what, f"is named '{name[:80]}' a second time")
+        return name
 
     def value(self, value_type: int, what: str) -> Any:
         """A metadata value; arrays are walked over and returned as LazyArray."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from runtime.dtypes import FORMATS, Format, TensorSpec, describe_ggml_type
 from runtime.errors import MalformedFile, Unsupported
-from runtime.formats.cursor import MAX_NAME_BYTES, Cursor
+from runtime.formats.cursor import Cursor
 from runtime.formats.mapped import Extent, MappedFile
 from runtime.formats.sniff import DOWNLOAD_AGAIN, refuse_unknown
 
@@ -79,11 +79,9 @@ def _version(file: MappedFile) -> tuple[int, Literal["little", "big"]]:
 def _metadata(cursor: Cursor, num_keys: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for index in range(num_keys):
-        key = cursor.string(f"the name of key {index}", MAX_NAME_BYTES)
-        if not key or key in metadata:
-            raise cursor.fault(f"key {index}", f"is named '{key}' a second time" if key else "has no name")
-        value_type = cursor.number("I", f"the value type of key '{key}'")
-        metadata[key] = cursor.value(value_type, f"the value of key '{key}'")
+        key = cursor.name(f"key {index}", metadata)
+        value_type = cursor.number("I", f"the value type of key '{key[:80]}'")
+        metadata[key] = cursor.value(value_type, f"the value of key '{key[:80]}'")
     return metadata
 
 
@@ -100,10 +98,8 @@ def _tensor_entries(cursor: Cursor, num_tensors: int) -> dict[str, tuple[TensorS
     """Spec and offset from the beginning of the data, by name."""
     entries: dict[str, tuple[TensorSpec, int]] = {}
     for index in range(num_tensors):
-        name = cursor.string(f"the name of tensor {index}", MAX_NAME_BYTES)
-        if not name or name in entries:
-            raise cursor.fault(f"tensor {index}", f"is named '{name}' a second time" if name else "has no name")
-        what = f"tensor '{name}'"
+        name = cursor.name(f"tensor {index}", entries)
+        what = f"tensor '{name[:80]}'"
         num_dims = cursor.number("I", f"the number of dimensions of {what}")
         if num_dims > MAX_DIMS:
             raise cursor.fault(what, f"has {num_dims} dimensions, GGUF allows {MAX_DIMS}")
@@ -122,7 +118,7 @@ def _format(cursor: Cursor, name: str, ggml_type: int) -> Format:
     if fmt is None:
         known = ", ".join(f.name for f in FORMATS if f.ggml_type is not None)
         raise Unsupported(
-            f"{cursor.path}: tensor '{name}' is stored as {describe_ggml_type(ggml_type)}",
+            f"{cursor.path}: tensor '{name}' cannot be read: {describe_ggml_type(ggml_type)}",
             remedy=f"use a file with one of: {known}",
         )
     return fmt

@@ -105,7 +105,7 @@ def _open_index(path: Path, directory: Path, config: dict[str, Any]) -> MappedMo
     for name, shard in weight_map.items():
         if name not in found[shard]:
             raise MalformedFile(
-                f"'{index}' says that tensor '{name}' is in {shard}, which holds {len(found[shard])} others",
+                f"'{index}' says that tensor {name[:80]!r} is in {shard}, which holds {len(found[shard])} others",
                 remedy="index and shards are of different models: download both again",
             )
         tensors[name] = found[shard][name]
@@ -115,7 +115,7 @@ def _open_index(path: Path, directory: Path, config: dict[str, Any]) -> MappedMo
 def _check_shards(directory: Path, index: Path, shards: Sequence[str]) -> None:
     for shard in shards:
         if not shard.endswith(".safetensors") or Path(shard).name != shard:
-            raise MalformedFile(f"'{index}' names '{shard}'; a shard is a .safetensors file in the same directory")
+            raise MalformedFile(f"'{index}' names {shard[:80]!r}; a shard is a .safetensors file in the same directory")
     missing = [shard for shard in shards if not (directory / shard).exists()]
     if missing:
         raise MalformedFile(

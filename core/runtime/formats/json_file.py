@@ -49,6 +49,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"key '{key}' appears twice in one object")
+                raise ValueError(f"key {key[:80]!r} appears twice in one object")
             seen.add(key)
     return value

@@ -6,6 +6,7 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,8 @@ class MappedFile:
             return
         if hasattr(mmap, "MADV_WILLNEED"):
             first = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, first, min(2 * (stop - first), self.size - first))
+            with suppress(OSError):  # a hint: a file system without it only reads later
+                self._map.madvise(mmap.MADV_WILLNEED, first, min(2 * (stop - first), self.size - first))
         self.view[start : stop : mmap.PAGESIZE].tobytes()
 
     def close(self) -> None:

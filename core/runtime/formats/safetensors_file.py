@@ -1,7 +1,7 @@
 """The header of one safetensors file.
 
 Layout: header length u64, the header as a JSON object (tensor name -> dtype, shape, data_offsets), then the tensors
-back to back, little-endian. Checked here by the rules of the format: no gap, no overlap, nothing behind the last tensor.
+back to back, little-endian. Checked here by the rules of the format: no gap, no overlap, nothing behind the last one.
 
 Source: the format description in the safetensors project's README.
 """
@@ -56,6 +56,8 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
 
 
 def _entry(file: MappedFile, name: str, value: Any, data_start: int) -> tuple[TensorSpec, Extent]:
+    if not name.isprintable():  # names are shown in errors and tables, and must not steer a terminal
+        raise _fault(file, f"a tensor has the unprintable name {name[:80]!r}")
     if not isinstance(value, dict):
         raise _fault(file, f"the entry of tensor '{name}' is {value!r:.80}, expected an object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
@@ -67,12 +69,12 @@ def _entry(file: MappedFile, name: str, value: Any, data_start: int) -> tuple[Te
     if fmt is None:
         known = ", ".join(f.name for f in FORMATS if not f.is_quantized)
         raise Unsupported(
-            f"{file.path}: tensor '{name}' has dtype '{dtype}', which is unknown", remedy=f"known: {known}"
+            f"{file.path}: tensor '{name}' has dtype {dtype[:40]!r}, which is unknown", remedy=f"known: {known}"
         )
     if prod(d or 1 for d in shape) * fmt.block_bytes >= 1 << 63:
-        raise _fault(file, f"tensor '{name}' has shape {shape!r:.200}, more than 2**63 bytes of {dtype}")
+        raise _fault(file, f"tensor '{name}' has shape {shape!r:.200}, more than 2**63 bytes of {fmt.name}")
     if (shape[-1] if shape else 1) % fmt.group_size:
-        raise _fault(file, f"tensor '{name}' has shape {shape}; {dtype} packs {fmt.group_size} elements at a time")
+        raise _fault(file, f"tensor '{name}' has shape {shape}; {fmt.name} packs {fmt.group_size} elements at a time")
     spec = TensorSpec(fmt, tuple(shape))
     if offsets[1] - offsets[0] != spec.nbytes():
         raise _fault(
