@@ -32,6 +32,7 @@ class BlockDecoder:
     group_size: int
 
     def __call__(self, blocks: NDArray[np.uint8]) -> NDArray[Any]:
+        """Decode uint8 [num_blocks, block_bytes] to float32 [num_blocks, group_size]."""
         import numpy as np
 
         fill = import_module(f"runtime.dtypes.{self.family}").FILLS[self.name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from base64 import b85decode
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,15 @@ class _Grid:
     packed: str
 
 
-@lru_cache(maxsize=None)
+@cache
 def rows(name: str) -> NDArray[Any]:
     """The codebook of `name`; one row of int8 values per entry, as uint64 (eight values) or uint32 (four)."""
     grid = _GRIDS[name]
     bits = 2 if len(grid.values) <= 4 else 4
     packed = np.frombuffer(b85decode(grid.packed), np.uint8)
     codes = (packed[:, None] >> np.arange(0, 8, bits, dtype=np.uint8)) & ((1 << bits) - 1)
-    return np.array(grid.values, np.int8)[codes].reshape(-1).view(f"u{grid.row_size}")
+    table: NDArray[Any] = np.array(grid.values, np.int8)[codes].reshape(-1).view(f"u{grid.row_size}")
+    return table
 
 
 _GRIDS = {

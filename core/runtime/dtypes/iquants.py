@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,21 @@ _DELTA = np.float32(0.125)
 _SEVEN_BITS = np.array([0, 7, 14, 21], dtype=np.uint32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sign_masks() -> NDArray[np.uint64]:
     """Sign byte to eight bytes, 0xff where its bit is set (element 0 is bit 0): uint64 [256]."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return (bits * np.uint8(255)).view(np.uint64).reshape(-1)
+    masks: NDArray[np.uint64] = (bits * np.uint8(255)).view(np.uint64).reshape(-1)
+    return masks
 
 
-@lru_cache(maxsize=None)
+@cache
 def _even_sign_masks() -> NDArray[np.uint64]:
     """As `_sign_masks` for seven stored bits; the eighth makes the number of minus signs even: uint64 [128]."""
     codes = np.arange(128)
     parity = sum((codes >> bit) & 1 for bit in range(7)) & 1
-    return _sign_masks()[codes | (parity << 7)]
+    masks: NDArray[np.uint64] = _sign_masks()[codes | (parity << 7)]
+    return masks
 
 
 def _put_signed(out: F32, rows: NDArray[np.uint64], masks: NDArray[np.uint64]) -> None:

@@ -17,7 +17,8 @@ CODEBOOK = NibbleCodebook((0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -
 
 def _half_powers() -> F32:
     """Scale byte e to 2 ** (e - 128), exact down to the subnormals 2 ** -128 and 2 ** -127; 255 is no NaN here."""
-    return np.ldexp(np.float32(1), np.arange(256) - 128).astype(np.float32)
+    powers: F32 = np.ldexp(np.float32(1), np.arange(256) - 128).astype(np.float32)
+    return powers
 
 
 def _half_e4m3() -> F32:

@@ -18,7 +18,10 @@ def _iq4_nl(blocks: U8, out: F32) -> None:
 
 
 def _iq4_xs(blocks: U8, out: F32) -> None:
-    """[d f16 | u16 of high 2-bit | 4 bytes of low nibbles: 6-bit scales | 128 bytes of nibbles]: d * (s - 32) * code."""
+    """[d f16 | scales: u16 of high 2-bit, 4 bytes of low nibbles | 128 bytes of nibbles]: d * (s - 32) * code.
+
+    Groups of 32, element i and i + 16 in byte i of theirs.
+    """
     scales = interleaved(blocks[:, 2:4], 2)
     scales <<= 4
     scales |= interleaved(blocks[:, 4:8], 4)

@@ -46,7 +46,8 @@ def bit_fields(packed: U8, bits: int) -> U8:
 def interleaved(packed: U8, bits: int) -> U8:
     """Fields of `bits` bits, lowest first, those of one byte together: uint8 [n, w] to [n, w * 8 // bits]."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((packed[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(len(packed), -1)
+    fields: U8 = (packed[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
+    return fields.reshape(len(packed), -1)
 
 
 def scale_groups(out: F32, scales: F32, offsets: F32 | None = None) -> None:
