@@ -100,7 +100,8 @@ def _encode_bf16(array: NDArray[Any]) -> bytes:
     import numpy as np
 
     if array.dtype != np.float32:
-        array = round_to("bf16", array).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            array = round_to("bf16", array).astype(np.float32)
     bits = np.ascontiguousarray(array).view(np.uint32)
     rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
     # rounding could carry a NaN into infinity; it keeps its sign and upper bits and becomes quiet instead

@@ -40,22 +40,24 @@ def round_to(name: str, array: ArrayLike) -> NDArray[np.float64]:
     """
     import numpy as np
 
-    values = np.array(array, dtype=np.float64)
+    # casting a signalling NaN, or a value too large, is no fault here
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        values = np.array(array, dtype=np.float64)
+        if name in _NATIVE:
+            return values.astype(_NATIVE[name]).astype(np.float64)
     if name == "f64":
         return values
-    if name in _NATIVE:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            return values.astype(_NATIVE[name]).astype(np.float64)
     grid = _GRIDS.get(name)
     if grid is None:
         known = ", ".join(("f64", *_NATIVE, *_GRIDS))
         raise Unsupported(
             f"rounding to '{name}' is not defined", remedy=f"float formats that can be rounded to: {known}"
         )
-    return _round_to_grid(grid, values)
+    return _round_to_grid(grid, values.reshape(-1)).reshape(values.shape)
 
 
 def _round_to_grid(grid: _Grid, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round float64 [n]."""
     import numpy as np
 
     # normal numbers: add just under half a unit of the last kept bit, plus that bit; a carry moves into the exponent
@@ -64,12 +66,13 @@ def _round_to_grid(grid: _Grid, values: NDArray[np.float64]) -> NDArray[np.float
     odd = (bits >> np.uint64(dropped)) & np.uint64(1)
     rounded = bits + odd + np.uint64((1 << (dropped - 1)) - 1)
     rounded &= np.uint64(~((1 << dropped) - 1) & (2**64 - 1))
-    result = rounded.view(np.float64)
+    result: NDArray[np.float64] = rounded.view(np.float64)
 
-    magnitude = np.abs(values)
+    is_subnormal = np.abs(values) < 2.0**grid.min_exponent
     quantum = 2.0 ** (grid.min_exponent - grid.precision + 1)
-    result = np.where(magnitude < 2.0**grid.min_exponent, np.rint(values / quantum) * quantum, result)
-    limit = grid.largest if grid.saturates else np.inf
-    # NaN compares false, so it passes through both
-    result = np.where(np.abs(result) > grid.largest, np.copysign(limit, values), result)
-    return np.where(np.isnan(values), values, result)
+    result[is_subnormal] = np.rint(values[is_subnormal] / quantum) * quantum
+    is_over = np.abs(result) > grid.largest
+    result[is_over] = np.copysign(grid.largest if grid.saturates else np.inf, values[is_over])
+    is_nan = np.isnan(values)
+    result[is_nan] = values[is_nan]
+    return result
