@@ -10,6 +10,7 @@ import tracemalloc
 import gguf
 import numpy as np
 import pytest
+
 from runtime.errors import RuntimeFault
 from runtime.formats import LazyArray, open_model
 

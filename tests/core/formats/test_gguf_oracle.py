@@ -9,6 +9,7 @@ import time
 import gguf
 import numpy as np
 import pytest
+
 from runtime.dtypes import FORMATS
 from runtime.formats import LazyArray, open_model
 

@@ -7,6 +7,7 @@ import struct
 import time
 
 import pytest
+
 from runtime.errors import InvalidArgument, MalformedFile, NumericFault, Unsupported
 from runtime.formats import open_model
 

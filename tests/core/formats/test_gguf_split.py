@@ -8,6 +8,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
+
 from runtime.errors import MalformedFile
 from runtime.formats import open_model
 

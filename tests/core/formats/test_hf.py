@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 
 import numpy as np
 import pytest
-from runtime.errors import InvalidArgument, MalformedFile, NumericFault, Unsupported
-from runtime.formats import open_model
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from runtime.errors import InvalidArgument, MalformedFile, NumericFault, RuntimeFault, Unsupported
+from runtime.formats import open_model
 
 TENSORS = {
     "model.embed_tokens.weight": np.arange(24, dtype=np.float32).reshape(6, 4),
@@ -201,3 +204,37 @@ def test_a_config_that_is_no_json_object_is_malformed(directory):
         (directory / "config.json").write_text(text)
         with pytest.raises(MalformedFile, match=message):
             open_model(directory)
+
+
+def test_damaged_headers_are_refused_exactly_where_the_safetensors_library_refuses_them(directory):
+    save_file(TENSORS, directory / "model.safetensors", metadata={"format": "pt"})
+    whole = (directory / "model.safetensors").read_bytes()
+    rng = random.Random(3)
+    verdicts = {True: 0, False: 0}
+    for _ in range(1500):
+        data = bytearray(whole)
+        at = rng.randrange(len(data) - 1)
+        if rng.random() < 0.4:
+            data[at] ^= 1 << rng.randrange(8)
+        elif rng.random() < 0.7:
+            data[at] = rng.choice(b'0123456789[]{},":-')
+        else:
+            del data[at : at + rng.randrange(1, 9)]
+        if 0x7F in data[8 : data.find(b"}}")]:
+            continue  # DEL in a name: the library allows it, we do not, since names are printed
+        path = directory / "damaged.safetensors"
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+        try:
+            open_model(path).close()
+            do_we_open = True
+        except RuntimeFault:
+            do_we_open = False
+        try:
+            safe_open(path, "np")
+            does_the_library = True
+        except SafetensorError:
+            does_the_library = False
+        assert do_we_open == does_the_library, bytes(data)
+        verdicts[do_we_open] += 1
+    assert min(verdicts.values()) > 100, verdicts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+
 from runtime.errors import MalformedFile
 from runtime.formats import open_model, optional, optional_list, require, require_list
 
