@@ -90,6 +90,16 @@ class LLM:
         return self._loaded.status
 
     @property
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's makers recommend; used where a call gives no parameters."""
+        return self._loaded.model.default_sampling
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` can work: the model brings a template, or one was given."""
+        return bool(self.config.chat_template or self.tokenizer.chat_templates)
+
+    @property
     def loaded(self) -> Loaded:
         """Model description, plan and devices, for tools."""
         return self._loaded
@@ -103,7 +113,7 @@ class LLM:
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[assignment,list-item]
-        completions = self._complete([self._encode(p) for p in batch], params or SamplingParams())
+        completions = self._complete([self._encode(p) for p in batch], params or self.default_sampling_params)
         for i, prompt in enumerate(batch):
             if isinstance(prompt, str):
                 completions[i] = _with_prompt(completions[i], prompt)
@@ -119,7 +129,7 @@ class LLM:
     ) -> Completion:
         """Answer a conversation through the model's own chat template."""
         prompt = self.render_chat(messages, tools=tools, **template_arguments)
-        (completion,) = self._complete([self.tokenizer.encode_chat(prompt)], params or SamplingParams())
+        (completion,) = self._complete([self.tokenizer.encode_chat(prompt)], params or self.default_sampling_params)
         return _with_prompt(completion, prompt)
 
     def stream(
@@ -139,7 +149,7 @@ class LLM:
             token_ids = self.tokenizer.encode_chat(rendered)
         else:
             token_ids = self._encode(prompt)  # type: ignore[arg-type]
-        request = self._engine.add_request(token_ids, params or SamplingParams())
+        request = self._engine.add_request(token_ids, params or self.default_sampling_params)
         return self._stream(request)
 
     def render_chat(

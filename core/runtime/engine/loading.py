@@ -60,6 +60,20 @@ class Loaded:
         template = self.tokenizer.chat_template(tools=tools, source=self.config.chat_template)
         return template.render(list(messages), tools=tools, **arguments)
 
+    def to_json(self) -> dict[str, Any]:
+        """What was decided, as plain data, for `runtime run --json`."""
+        return {
+            "model": self.model.name,
+            "backend": self.choice.backend.name,
+            "device": self.choice.device.name,
+            "why": self.choice.why,
+            "refused": [{"backend": r.name, "reason": r.reason} for r in self.choice.refused],
+            "max_model_len": self.context.max_model_len,
+            "context_limited_by": self.context.limited_by,
+            "kv_format": self.kv_format,
+            "plan": self.plan.to_json(),
+        }
+
     def close(self) -> None:
         """Free everything; closing twice is harmless."""
         self.engine.close()
