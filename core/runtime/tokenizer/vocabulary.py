@@ -12,14 +12,14 @@ from runtime.tokenizer.merging import CHAR_TO_BYTE, SPACE_MARK
 
 __all__ = ["PieceStyle", "SpecialTokens", "Vocabulary", "end_of_generation_ids", "token_piece"]
 
-PieceStyle = Literal["byte_level", "space_mark", "wordpiece", "continuation", "raw"]
+PieceStyle = Literal["byte_level", "space_mark", "wordpiece", "continuation", "words"]
 """How a normal token's text stands for bytes.
 
 byte_level    each character is a byte in the alphabet of GPT-2
 space_mark    U+2581 is a space, `<0xNN>` a byte (SentencePiece)
 wordpiece     U+2581 begins a word (BERT vocabularies in GGUF)
 continuation  "##" continues a word, everything else begins one (BERT vocabularies of Hugging Face)
-raw           the text itself
+words         every token is a word
 """
 
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -110,7 +110,7 @@ class Vocabulary:
         text = self.name(token_id)
         if token_id in self.verbatim_ids:
             # A special word of a WordPiece vocabulary stands apart like any other word.
-            space = " " if self.style in ("wordpiece", "continuation") else ""
+            space = " " if self.style in ("wordpiece", "continuation", "words") else ""
             return (space + text).encode("utf-8", "surrogateescape")
         return token_piece(text, self.style)
 
@@ -118,9 +118,8 @@ class Vocabulary:
 def token_piece(text: str, style: PieceStyle) -> bytes:
     """The bytes that a normal token stands for, a word's leading space included."""
     if style == "byte_level":
-        alphabet = CHAR_TO_BYTE
-        if all(char in alphabet for char in text):
-            return bytes(alphabet[char] for char in text)
+        if all(char in CHAR_TO_BYTE for char in text):
+            return bytes(CHAR_TO_BYTE[char] for char in text)
     elif style == "space_mark":
         byte_name = _BYTE_NAME.fullmatch(text)
         if byte_name:
@@ -130,6 +129,8 @@ def token_piece(text: str, style: PieceStyle) -> bytes:
         text = text.replace(SPACE_MARK, " ")
     elif style == "continuation":
         text = text[2:] if text.startswith("##") else " " + text
+    else:
+        text = " " + text
     return text.encode("utf-8", "surrogateescape")
 
 
