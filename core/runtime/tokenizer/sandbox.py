@@ -184,7 +184,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                     continue
                 self._count_concatenations(child)
                 if isinstance(child, nodes.Concat):
-                    parts = nodes.List(child.nodes, "load", lineno=child.lineno)
+                    parts = nodes.List(child.nodes, lineno=child.lineno)
                     if isinstance(value, list):
                         value[index] = self._filter(parts, _JOINED)
                     else:
