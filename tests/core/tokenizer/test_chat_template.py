@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+
 from runtime.errors import InvalidArgument, MalformedFile
 from runtime.tokenizer import ByteTokenizer, ChatTemplate, select_chat_template
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from runtime.tokenizer import Tokenizer
 
 SHARED = Path(os.environ.get("RUNTIME_SHARED") or Path(__file__).resolve().parents[4] / "shared")
@@ -123,8 +124,9 @@ def test_random_texts_agree_with_the_merging_of_tokenizers(name: str) -> None:
     import random
 
     import tokenizers
-    from runtime.tokenizer.pretokenizers import find_pretokenizer
     from tokenizers import models, pre_tokenizers
+
+    from runtime.tokenizer.pretokenizers import find_pretokenizer
 
     metadata = read_metadata(SHARED / "data" / "vocab" / f"ggml-vocab-{name}.gguf")
     tokenizer = Tokenizer.from_gguf(metadata)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from runtime.errors import InvalidArgument, MalformedFile, Unsupported
 from runtime.tokenizer import ByteTokenizer, Tokenizer, known_pretokenizers
 from runtime.tokenizer.merging import BYTE_TO_CHAR, merge_symbols
