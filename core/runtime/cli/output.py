@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from runtime.errors import RuntimeFault, Unsupported
 
+MAX_WIDTH = 120
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -58,9 +63,9 @@ def status(line: str) -> None:
     print(paint(line, "2"), file=sys.stderr, flush=True)
 
 
-def paint(text: str, code: str) -> str:
-    """`text` in an ANSI style when stderr is a terminal and NO_COLOR is not set."""
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+def paint(text: str, code: str, stream: TextIO | None = None) -> str:
+    """`text` in an ANSI style when `stream` (stderr) is a terminal and NO_COLOR is not set."""
+    if (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR"):
         return f"\x1b[{code}m{text}\x1b[0m"
     return text
 
@@ -96,11 +101,42 @@ def human_bytes(count: int) -> str:
     raise AssertionError
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns; the last column is not padded."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def human_count(count: int) -> str:
+    """A number of parameters or tokens for a person: 1.24 billion."""
+    for limit, unit in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count:,}"
+
+
+def plural(count: int, what: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows in aligned columns; the last column is wrapped below itself where the line would grow too long."""
+    widths = [max(_visible(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths)]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
+        cells = [cell + " " * (width - _visible(cell)) for cell, width in zip(row[:-1], widths)]
+        lines.append(wrap(row[-1], first=indent + "  ".join([*cells, ""])))
     return "\n".join(lines)
+
+
+def wrap(text: str, first: str = "") -> str:
+    """`text` after the prefix `first`, further lines indented as far; no wider than the terminal or MAX_WIDTH."""
+    margin = _visible(first)
+    width = max(_line_width() - margin, 24)
+    if _visible(text) <= width:
+        return (first + text).rstrip()
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    return ("\n" + " " * margin).join([first + lines[0], *lines[1:]])
+
+
+def _line_width() -> int:
+    return min(shutil.get_terminal_size((MAX_WIDTH, 0)).columns, MAX_WIDTH) if sys.stdout.isatty() else MAX_WIDTH
+
+
+def _visible(text: str) -> int:
+    return len(ANSI.sub("", text))
