@@ -33,8 +33,7 @@ _ROPE_KINDS: dict[str, RopeKind] = {
 def spec_from_hf(row: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> ModelSpec:
     """The spec of a directory with this config.json; raises MalformedFile where a field is missing or wrong."""
     text = config.get("text_config")
-    merged = {**row.hf_defaults, **_stated(text if isinstance(text, Mapping) else config)}
-    keys = Fields(merged, "config.json")
+    keys = Fields({**row.hf_defaults, **(text if isinstance(text, Mapping) else config)}, "config.json")
     _refuse_what_is_not_there(config, keys)
     hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
     num_layers = keys.integer("num_hidden_layers", most=MAX_LAYERS)
@@ -75,10 +74,6 @@ def spec_from_hf(row: Architecture, config: Mapping[str, Any], tensors: Mapping[
         tie_word_embeddings=_is_tied(config, keys, tensors),
         tensors=tensors,
     )
-
-
-def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if value is not None}
 
 
 def _refuse_what_is_not_there(config: Mapping[str, Any], keys: Fields) -> None:
