@@ -346,3 +346,38 @@ def test_bytes_are_their_own_ids() -> None:
     assert tokenizer.decode([256, 104, 195, 169, 257]) == "hé"
     assert tokenizer.decode([256, 104], skip_special=False) == "<s>h"
     assert (tokenizer.model, tokenizer.vocab_size, tokenizer.eos_token_ids) == ("bytes", 258, {257})
+
+
+@pytest.mark.oracle
+def test_random_texts_agree_with_sentencepiece(tmp_path: Path) -> None:
+    import random
+
+    import sentencepiece
+
+    rng = random.Random(3)
+    words = ["".join(rng.choice("abcdeé我 '.,") for _ in range(rng.randrange(1, 9))) for _ in range(300)]
+    lines = [" ".join(rng.choice(words) for _ in range(12)) for _ in range(400)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "model"),
+        model_type="bpe",
+        vocab_size=550,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model.model"))
+    ids = range(model.vocab_size())
+    kinds = [
+        UNKNOWN if model.is_unknown(i) else CONTROL if model.is_control(i) else BYTE if model.is_byte(i) else NORMAL
+        for i in ids
+    ]
+    scores = [model.get_score(i) for i in ids]
+    tokenizer = Tokenizer.from_gguf(metadata("llama", [model.id_to_piece(i) for i in ids], kinds, scores=scores))
+    for _ in range(2000):
+        text = "".join(rng.choice("abcdeé我 '.,\n🦙x") for _ in range(rng.randrange(1, 50)))
+        token_ids = tokenizer.encode(text, add_special=False)
+        assert token_ids == model.encode(text), text
+        assert tokenizer.decode(token_ids) == text
