@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from runtime.errors import RuntimeFault, Unsupported
 
 MAX_WIDTH = 120
+SEPARATOR = " · "
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -130,8 +131,19 @@ def wrap(text: str, first: str = "") -> str:
     width = max(_line_width() - margin, 24)
     if _visible(text) <= width:
         return (first + text).rstrip()
-    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    lines: list[str] = []
+    for part in _parts(text, width):
+        if lines and _visible(lines[-1]) + _visible(part) + len(SEPARATOR) <= width:
+            lines[-1] += SEPARATOR + part
+        else:
+            lines += textwrap.wrap(part, width, break_long_words=False, break_on_hyphens=False)
     return ("\n" + " " * margin).join([first + lines[0], *lines[1:]])
+
+
+def _parts(text: str, width: int) -> list[str]:
+    """Where a text is a list of facts, lines are broken between two of them."""
+    parts = text.split(SEPARATOR)
+    return parts if all(_visible(part) <= width for part in parts) else [text]
 
 
 def _line_width() -> int:
