@@ -15,12 +15,15 @@ from runtime.backend.contract import (
     Executable,
     hookimpl,
 )
+from runtime.backend.host import ArrayBuffer, FinishedEvent, QuantizedTensor, from_bytes, host_memory, to_bytes
 from runtime.backend.manifest import KVLayout, Manifest, Match, Numerics, OneOf, Range, Rule
+from runtime.backend.reference import ReferenceDevice, reference_manifest
 
 __all__ = [
     "API_LEVEL",
     "API_MAJOR",
     "ENTRY_POINT_GROUP",
+    "ArrayBuffer",
     "BackendHooks",
     "BackendInfo",
     "Buffer",
@@ -30,12 +33,19 @@ __all__ = [
     "DeviceInfo",
     "Event",
     "Executable",
+    "FinishedEvent",
     "KVLayout",
     "Manifest",
     "Match",
     "Numerics",
     "OneOf",
+    "QuantizedTensor",
     "Range",
+    "ReferenceDevice",
     "Rule",
+    "from_bytes",
     "hookimpl",
+    "host_memory",
+    "reference_manifest",
+    "to_bytes",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
+from runtime.engine.blocks import BlockPool
 from runtime.engine.config import EngineConfig
 from runtime.engine.context import ContextPlan, fit_context
 from runtime.engine.engine import Engine
@@ -161,7 +162,7 @@ def _assemble(
     executor = Executor(
         plan,
         devices,
-        weights=lambda name: load_weight_bytes(recipes[name], model.file.data),
+        weights=lambda name: (recipes[name].spec, load_weight_bytes(recipes[name], model.file.data)),
         state_dims={"B": context.num_blocks},
         progress=progress,
     )
@@ -182,7 +183,7 @@ def _assemble(
         runner=Runner(executor, context.block_size),
         sampler=sampler,
         scheduler=Scheduler(
-            _pool(context), max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
+            BlockPool(context.num_blocks, context.block_size), max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
         ),
         tokenizer=model.tokenizer,
         vocab_size=vocab_size,
@@ -191,12 +192,6 @@ def _assemble(
     loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine)
     loaded.status = status_lines(loaded)
     return loaded
-
-
-def _pool(context: ContextPlan) -> Any:
-    from runtime.engine.blocks import BlockPool
-
-    return BlockPool(context.num_blocks, context.block_size)
 
 
 def _plan(graph: Graph, config: EngineConfig, manifests: Mapping[str, Manifest]) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtime.engine.random import uniform
 from runtime.engine.request import PositionLogprobs, Request, TokenLogprob
@@ -56,13 +56,8 @@ class Sampler:
         """Choose one token per row of `logits` [len(requests), vocab_size]."""
         import numpy as np
 
-        bad = np.flatnonzero(np.isnan(logits).any(axis=1))
-        if bad.size:
-            request = requests[int(bad[0])]
-            raise NumericFault(
-                f"request {request.request_id}: the model's logits hold NaN after {request.num_tokens} tokens",
-                remedy="check the weights with --check-tensors and the device with runtime doctor",
-            )
+        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]:
+            _refuse_logits(requests[int(row)], "the model's logits hold NaN or infinity")
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
@@ -75,6 +70,8 @@ class Sampler:
             inputs |= _row_inputs(requests)
         outputs = self._executor(variant).run(inputs, dims)
         ids = [int(t) for t in outputs["token_ids"]]
+        for row in [i for i, token_id in enumerate(ids) if token_id < 0][:1]:
+            _refuse_logits(requests[row], "penalties and biases leave no token to choose")
         return [
             Sampled(
                 ids[i], self._logprobs(outputs, i, ids[i], r.params.logprobs) if r.params.logprobs is not None else None
@@ -112,6 +109,13 @@ class Sampler:
 
         top = outputs["top_ids"][row][:count] if count else ()
         return PositionLogprobs(describe(chosen), tuple(describe(int(t)) for t in top))
+
+
+def _refuse_logits(request: Request, what: str) -> NoReturn:
+    raise NumericFault(
+        f"request {request.request_id}: {what} after {request.num_tokens} tokens",
+        remedy="check logit_bias; check the weights with --check-tensors and the device with runtime doctor",
+    )
 
 
 def _has_penalties(request: Request) -> bool:
