@@ -1,10 +1,29 @@
 """The catalogue of operations: one file per family, one declaration per operation."""
 
-from runtime.ops import activation, attention, elementwise, embed, kv, linear, movement, norm, reduction, rope
+from runtime.ops import (
+    activation,
+    attention,
+    collectives,
+    composites,
+    elementwise,
+    embed,
+    kv,
+    linear,
+    moe,
+    movement,
+    norm,
+    quantization,
+    reduction,
+    rope,
+    sampling,
+)
 from runtime.ops.declare import FLOATS, INDEX, WEIGHTS, Attr, Catalogue, Check, Op, Port, Refusal, Work
 from runtime.ops.rounding import EXACT, Rounding
 
-FAMILIES = (embed, linear, norm, rope, attention, kv, activation, elementwise, movement, reduction)
+FAMILIES = (
+    *(embed, linear, norm, rope, attention, kv, activation, elementwise, movement, reduction),
+    *(quantization, sampling, moe, collectives, composites),
+)
 """Modules that hold declarations, in the order of docs/operations.md; each has `OPS: tuple[Op, ...]`."""
 
 CATALOGUE = Catalogue()

@@ -198,7 +198,11 @@ class Op:
 
         Contents that break a rule (an index out of range, say) raise InvalidArgument; shapes are taken as checked.
         """
-        result = self.reference(rounding, **inputs, **self.complete_attrs(attrs))
+        import numpy as np
+
+        # infinity and NaN are data here and follow IEEE 754; numpy's warnings about them would reach the user
+        with np.errstate(all="ignore"):
+            result = self.reference(rounding, **inputs, **self.complete_attrs(attrs))
         return result if isinstance(result, tuple) else (result,)
 
 

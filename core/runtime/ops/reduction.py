@@ -26,10 +26,8 @@ def _softmax(r: Rounding, x: NDArray[Any], log: bool = False, scale: float = 1.0
     shifted = r("accumulate", x - np.where(np.isneginf(largest), 0.0, largest))
     e = r("accumulate", np.exp(shifted))
     total = r.sum(e)
-    if log:
-        with np.errstate(divide="ignore"):  # a row of -inf has no probability: log 0
-            return r("output", shifted - r("accumulate", np.log(total)))
-    return r("output", e / np.where(total == 0, 1.0, total))
+    total = np.where(total == 0, 1.0, total)  # nothing but -inf: every probability is 0
+    return r("output", shifted - r("accumulate", np.log(total)) if log else e / total)
 
 
 def _topk(r: Rounding, x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
