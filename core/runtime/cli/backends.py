@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from runtime.cli.output import emit, human_bytes, paint, table
+from runtime.cli.output import SEPARATOR, emit, human_bytes, paint, table
 from runtime.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def _print_manifest(name: str | None) -> int:
 
 
 def _table(reports: list[Report]) -> str:
+    from runtime.cli.plugins import device_facts
+
     rows = [tuple(paint(h, "2", sys.stdout) for h in ("name", "state", "package", "device", "memory", "score", ""))]
     for report in reports:
         common = (report.name, report.painted_state, report.origin)
@@ -55,8 +57,7 @@ def _table(reports: list[Report]) -> str:
             rows.append((*common, "", "", "", f"{report.stage}: {report.reason}"))
         for device in report.devices:
             name = report.name if device.index == 0 else f"{report.name}:{device.index}"
-            facts = [f"{key} {value}" for key, value in device.details.items()]
-            about = " · ".join([*device.notices, *([f"driver {device.driver}"] if device.driver else []), *facts])
+            about = SEPARATOR.join([*device.notices, *device_facts(device)])
             memory = human_bytes(device.memory_bytes)
             rows.append((name, *common[1:], device.name, memory, f"{device.score:.4g}", about))
     return table(rows)

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from runtime.cli.output import EXIT_ERROR, emit, human_bytes, paint, plural, table, wrap
+from runtime.cli.output import EXIT_ERROR, SEPARATOR, emit, human_bytes, paint, plural, table, wrap
 
 if TYPE_CHECKING:
     from runtime.cli.machine import Machine
@@ -98,11 +98,12 @@ def _stage(report: Report) -> str:
 def _finding(report: Report) -> str:
     if report.state != "ok":
         return report.reason
+    from runtime.cli.plugins import device_facts
+
     devices = []
     for device in report.devices:
-        facts = [f"{key} {value}" for key, value in device.details.items()]
-        driver = [f"driver {device.driver}"] if device.driver else []
         index = f":{device.index} " if len(report.devices) > 1 else ""
-        devices.append(", ".join([f"{index}{device.name} {human_bytes(device.memory_bytes)}", *driver, *facts]))
+        what = f"{index}{device.name}, {human_bytes(device.memory_bytes)}"
+        devices.append(SEPARATOR.join([what, *device_facts(device)]))
     rules = [] if report.num_rules is None else [plural(report.num_rules, "rule") + " in its manifest"]
-    return "; ".join([*devices, *report.notices, *rules])
+    return SEPARATOR.join([*devices, *report.notices, *rules])

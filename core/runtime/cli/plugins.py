@@ -76,6 +76,17 @@ def examine(name: str | None = None, *, use_cache: bool = True) -> list[Report]:
     return sorted(reports, key=lambda r: (r.name, r.distribution))
 
 
+def device_facts(device: DeviceInfo) -> list[str]:
+    """Driver and details in short: `threads 2 (cgroup quota 2.0)` for the details `threads` and `threads_reason`."""
+    facts = [f"driver {device.driver}"] if device.driver else []
+    for key, value in device.details.items():
+        if key.endswith("_reason") and key.removesuffix("_reason") in device.details:
+            continue
+        reason = device.details.get(f"{key}_reason")
+        facts.append(f"{key.replace('_', ' ')} {value}" + (f" ({reason})" if reason else ""))
+    return facts
+
+
 def _selected(discovery: Discovery, name: str | None) -> tuple[Sequence[LoadedBackend], Sequence[Rejected]]:
     if name is None:
         return discovery.loaded, discovery.rejected

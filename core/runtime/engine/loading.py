@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
 from runtime.engine.blocks import BlockPool
+from runtime.dtypes import FORMATS, Span
 from runtime.engine.config import EngineConfig
 from runtime.engine.context import ContextPlan, fit_context
 from runtime.engine.engine import Engine
@@ -119,7 +120,7 @@ def plan_model(
     context = fit_context(
         requested=config.max_model_len,
         model_limit=model.spec.max_model_len,
-        kv_bytes_per_token=kv_bytes_per_token(model.spec, kv_format),
+        kv_bytes_per_token=kv_bytes_per_token(model.spec, FORMATS[kv_format]),
         free_bytes=None if beside_weights is None else max(beside_weights, 0),
         block_size=block_size,
         max_num_seqs=config.max_num_seqs,
@@ -132,7 +133,9 @@ def plan_model(
         block_size=block_size,
         kv_format=kv_format,
     )
-    return _plan(graph, config, manifests), context, kv_format
+    # the number of blocks is known now, and both rules and the memory plan should see it
+    graph = replace(graph, dims={**graph.dims, "B": Span(1, context.num_blocks)})
+    return plan_graph(graph, config, manifests), context, kv_format
 
 
 def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
@@ -177,7 +180,7 @@ def _assemble(
         max_model_len=context.max_model_len,
         eos_token_ids=model.tokenizer.eos_token_ids,
         token_text=model.tokenizer.token_text,
-        make_executor=lambda graph: Executor(_plan(graph, config, manifests), devices),
+        make_executor=lambda graph: Executor(plan_graph(graph, config, manifests), devices),
     )
     engine = Engine(
         runner=Runner(executor, context.block_size),
@@ -194,7 +197,8 @@ def _assemble(
     return loaded
 
 
-def _plan(graph: Graph, config: EngineConfig, manifests: Mapping[str, Manifest]) -> Plan:
+def plan_graph(graph: Graph, config: EngineConfig, manifests: Mapping[str, Manifest]) -> Plan:
+    """Place a graph under the policy of `config`; raises FallbackForbidden, Unsupported or InvalidArgument."""
     return make_plan(graph, manifests, host=HOST, fallback=config.fallback, overrides=parse_place(config.place))
 
 
