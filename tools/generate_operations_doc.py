@@ -14,14 +14,31 @@ from typing import Any
 from runtime.dtypes import FORMATS, TensorSpec
 from runtime.errors import InvalidArgument
 from runtime.ops import CATALOGUE, FLOATS, Op, Port, Work
-from runtime.ops.declare import Attr
+from runtime.ops.declare import Attr, Attrs, Specs
 from runtime.ops.expansion import Interpreter
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "operations.md"
 
 SIZES = {
-    "T": 8, "S": 2, "Q": 3, "P": 128, "R": 2, "B": 4096, "C": 16, "H": 8, "D": 64, "F": 32,
-    "K": 2048, "_K": 1024, "N": 2048, "NQ": 2048, "NK": 512, "I": 8192, "V": 128256, "E": 32, "k": 4,
+    "T": 8,
+    "S": 2,
+    "Q": 3,
+    "P": 128,
+    "R": 2,
+    "B": 4096,
+    "C": 16,
+    "H": 8,
+    "D": 64,
+    "F": 32,
+    "K": 2048,
+    "_K": 1024,
+    "N": 2048,
+    "NQ": 2048,
+    "NK": 512,
+    "I": 8192,
+    "V": 128256,
+    "E": 32,
+    "k": 4,
 }
 """The example of the cost lines: 8 tokens of 2 sequences, a model of about 1.2 billion parameters."""
 OTHER_SIZES = {
@@ -37,8 +54,20 @@ OTHER_SIZES = {
     "moe_route": {"N": 32},
 }
 ATTRS = {
-    "eps": 1e-5, "head_dim": 64, "num_heads": 32, "num_kv_heads": 8, "scale": 0.125, "kind": "silu", "cap": 30.0,
-    "k": 40, "sizes": (1024, 1024), "top_k": 4, "score": "softmax", "normalize": True, "src": 0, "dst": 1,
+    "eps": 1e-5,
+    "head_dim": 64,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "scale": 0.125,
+    "kind": "silu",
+    "cap": 30.0,
+    "k": 40,
+    "sizes": (1024, 1024),
+    "top_k": 4,
+    "score": "softmax",
+    "normalize": True,
+    "src": 0,
+    "dst": 1,
 }
 OTHER_ATTRS = {"convert": {"format": "bf16"}, "quantize": {"format": "q8_0"}}
 
@@ -49,9 +78,9 @@ Generated from the catalogue by `tools/generate_operations_doc.py`; do not edit.
 
 Every operation has a float64 reference in `core/runtime/ops`, which is the definition, the oracle and what the host
 runs where a device lacks a kernel. Shapes name dimensions: within one operation the same name is the same size.
-A name with `0..` is a family of inputs or outputs: `x0`, `x1`, and so on. "any float" is {floats}; "any" is every
-format of the registry. Where an output may have any float format, it has that of the first floating input that is
-neither a weight nor a cache.
+A name with `0..` is a family of inputs or outputs: `x0`, `x1`, and so on. "any float" is {floats};
+"any" is every format of the registry. Where an output may have any float format, it has that of the first floating
+input that is neither a weight nor a cache.
 
 **Rounding** lists the points where the reference rounds when it imitates a device: `activation` (inputs, as the kernel
 takes them), `accumulate` (running sums and what is held in registers), `probability` (of attention, before the values),
@@ -59,7 +88,8 @@ takes them), `accumulate` (running sums and what is held in registers), `probabi
 
 **Judged** says how an output is compared: *statistical*, against the deviation that the device's declared formats give
 at these points; *ulp*, in units of the last place against the correctly rounded value; *exact*, bit for bit; *set*, the
-same elements with ties in any order; *distribution*, the exact token for given random numbers and frequencies over many.
+same elements with ties in any order; *distribution*, the exact token for given random numbers, and frequencies over
+many.
 
 **Cost** is an example: 8 tokens of 2 sequences with contexts of 2048, hidden size 2048, 32 heads and 8 KV heads of 64,
 weights in q8_0, a KV cache in f16 with blocks of 16, optional inputs left out. A multiply-add is two operations.
@@ -177,7 +207,7 @@ def _cost(op: Op) -> str:
 def _parts(op: Op) -> Iterable[str]:
     names: list[str] = []
 
-    def record(part: Op, inputs: dict[str, TensorSpec], attrs: dict[str, Any]) -> tuple[TensorSpec, ...]:
+    def record(part: Op, inputs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
         names.append(part.name)
         return part.infer_specs(inputs, attrs)
 
