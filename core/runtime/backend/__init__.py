@@ -16,7 +16,10 @@ from runtime.backend.contract import (
     hookimpl,
 )
 from runtime.backend.host import ArrayBuffer, FinishedEvent, QuantizedTensor, from_bytes, host_memory, to_bytes
+from runtime.backend.kernel_table import kernel
+from runtime.backend.kernels import KernelBackend, KernelDevice
 from runtime.backend.manifest import KVLayout, Manifest, Match, Numerics, OneOf, Range, Rule
+from runtime.backend.null import NullDevice
 from runtime.backend.reference import ReferenceDevice, reference_manifest
 
 __all__ = [
@@ -35,8 +38,11 @@ __all__ = [
     "Executable",
     "FinishedEvent",
     "KVLayout",
+    "KernelBackend",
+    "KernelDevice",
     "Manifest",
     "Match",
+    "NullDevice",
     "Numerics",
     "OneOf",
     "QuantizedTensor",
@@ -46,6 +52,7 @@ __all__ = [
     "from_bytes",
     "hookimpl",
     "host_memory",
+    "kernel",
     "reference_manifest",
     "to_bytes",
 ]
