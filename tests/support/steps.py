@@ -28,7 +28,9 @@ class Runner(Protocol):
 class HostRunner:
     """The references, in float64, over weights decoded once."""
 
-    def __init__(self, graph: Graph, recipes: dict[str, WeightRecipe], data: Callable[[str], memoryview], num_blocks: int):
+    def __init__(
+        self, graph: Graph, recipes: dict[str, WeightRecipe], data: Callable[[str], memoryview], num_blocks: int
+    ):
         self.graph = graph
         self.num_blocks = num_blocks
         self.values: dict[str, Any] = {}
@@ -116,7 +118,9 @@ def logits_in_chunks(runner: Runner, token_ids: Sequence[int], chunk: int, seed:
     return np.concatenate(steps)
 
 
-def generate_greedily(runner: Runner, token_ids: Sequence[int], num_tokens: int, seed: int = 0) -> tuple[list[int], np.ndarray]:
+def generate_greedily(
+    runner: Runner, token_ids: Sequence[int], num_tokens: int, seed: int = 0
+) -> tuple[list[int], np.ndarray]:
     """Output token ids, and logits [num_tokens, vocab_size] that they were chosen from."""
     blocks = shuffled_blocks(runner, seed)
     logits = [runner.run(ragged_inputs([(token_ids, 0, blocks)], runner.block_size, every_row=False))[0]]

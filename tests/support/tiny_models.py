@@ -23,7 +23,30 @@ _LONGROPE = {
     "long_factor": _LONG,
 }
 _EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 40, "norm_topk_prob": True}
-_PATTERN4 = ["sliding_attention", "full_attention"] * 2
+_QWEN2_MOE = {
+    **_EXPERTS,
+    "norm_topk_prob": False,
+    "num_experts": 6,
+    "shared_expert_intermediate_size": 56,
+    "num_hidden_layers": 3,
+}
+_GPT_OSS = {
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "head_dim": 32,
+    "sliding_window": 8,
+    "num_hidden_layers": 3,
+    "intermediate_size": 64,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1000.0,
+        "factor": 4.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 32,
+    },
+}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -57,7 +80,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {"head_dim": 32}),
     "gemma2": (
         "gemma2",
-        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "num_hidden_layers": 3},
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+            "num_hidden_layers": 3,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 1.0,
+        },
     ),
     "gemma3": (
         "gemma3_text",
@@ -88,38 +118,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 32}),
     "mixtral-window": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 8}),
-    "qwen2_moe": (
-        "qwen2_moe",
-        {
-            **_EXPERTS,
-            "norm_topk_prob": False,
-            "num_experts": 6,
-            "shared_expert_intermediate_size": 56,
-            "num_hidden_layers": 3,
-            "mlp_only_layers": [1],
-        },
-    ),
+    "qwen2_moe": ("qwen2_moe", _QWEN2_MOE),
+    "qwen2_moe-some-dense": ("qwen2_moe", {**_QWEN2_MOE, "mlp_only_layers": [1], "norm_topk_prob": True}),
     "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_experts": 6, "head_dim": 32, "num_hidden_layers": 3}),
-    "gpt_oss": (
-        "gpt_oss",
-        {
-            "num_local_experts": 6,
-            "num_experts_per_tok": 3,
-            "head_dim": 32,
-            "sliding_window": 8,
-            "num_hidden_layers": 3,
-            "intermediate_size": 64,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1000.0,
-                "factor": 4.0,
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "truncate": False,
-                "original_max_position_embeddings": 32,
-            },
-        },
-    ),
+    "gpt_oss": ("gpt_oss", _GPT_OSS),
+    "gpt_oss-clamped": ("gpt_oss", {**_GPT_OSS, "swiglu_alpha": 1.3, "swiglu_limit": 0.8}),
 }
 """Name -> (transformers' model type, fields that differ from the base)."""
 
@@ -155,7 +158,11 @@ def make_model(name: str) -> Any:
             if parameter.dim() > 1:
                 experts_columns = model_type == "gpt_oss" and "experts" in parameter_name
                 fan_in = parameter.shape[-2] if experts_columns and parameter.dim() == 3 else parameter.shape[-1]
-                scale = embed_scale if "embed_tokens" in parameter_name else (0.3 if "_bias" in parameter_name else 1.5 * fan_in**-0.5)
+                scale = (
+                    embed_scale
+                    if "embed_tokens" in parameter_name
+                    else (0.3 if "_bias" in parameter_name else 1.5 * fan_in**-0.5)
+                )
                 parameter.copy_(noise * scale)
             elif "norm" in parameter_name:
                 parameter.copy_(noise * 0.3 + (0.0 if model_type.startswith("gemma") else 1.0))
