@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
+from runtime.dtypes import FORMATS, Span
 from runtime.engine.blocks import BlockPool
 from runtime.engine.config import EngineConfig
 from runtime.engine.context import ContextPlan, fit_context
@@ -119,7 +120,7 @@ def plan_model(
     context = fit_context(
         requested=config.max_model_len,
         model_limit=model.spec.max_model_len,
-        kv_bytes_per_token=kv_bytes_per_token(model.spec, kv_format),
+        kv_bytes_per_token=kv_bytes_per_token(model.spec, FORMATS[kv_format]),
         free_bytes=None if beside_weights is None else max(beside_weights, 0),
         block_size=block_size,
         max_num_seqs=config.max_num_seqs,
@@ -132,7 +133,8 @@ def plan_model(
         block_size=block_size,
         kv_format=kv_format,
     )
-    return _plan(graph, config, manifests), context, kv_format
+    sized = replace(graph, dims={**graph.dims, "B": Span(context.num_blocks, context.num_blocks)})
+    return _plan(sized, config, manifests), context, kv_format
 
 
 def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
@@ -176,7 +178,7 @@ def _assemble(
         max_num_seqs=config.max_num_seqs,
         max_model_len=context.max_model_len,
         eos_token_ids=model.tokenizer.eos_token_ids,
-        token_text=model.tokenizer.token_text,
+        token_text=lambda token_id: _token_text(model.tokenizer, token_id),
         make_executor=lambda graph: Executor(_plan(graph, config, manifests), devices),
     )
     engine = Engine(
@@ -192,6 +194,11 @@ def _assemble(
     loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine)
     loaded.status = status_lines(loaded)
     return loaded
+
+
+def _token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """The token's text; empty for ids of a padded embedding that the tokenizer does not know."""
+    return tokenizer.token_bytes(token_id).decode("utf-8", "replace") if token_id < tokenizer.vocab_size else ""
 
 
 def _plan(graph: Graph, config: EngineConfig, manifests: Mapping[str, Manifest]) -> Plan:
