@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> int:
     """Execute the verb; returns the exit code."""
     if args.manifest:
         return _print_manifest(args.name)
-    from runtime.cli.plugins import examine
+    from runtime.cli.plugins import examine, find_plugins
 
-    reports = examine(args.name)
+    reports = examine(find_plugins(args.name))
     if args.json:
         for report in reports:
             emit({"event": "backend", **report.to_json()})

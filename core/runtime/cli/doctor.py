@@ -27,14 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute the verb; returns 2 when NAME, or without a name everything, cannot be used."""
     from runtime.cli.machine import describe_machine
-    from runtime.cli.plugins import examine
+    from runtime.cli.plugins import examine, find_plugins
 
+    found = find_plugins(args.name)
     machine = describe_machine()
     if args.json:
         emit({"event": "machine", **asdict(machine)})
     else:
         print(_machine_lines(machine))
-    reports = examine(args.name, use_cache=False)
+    reports = examine(found, use_cache=False)
     if args.json:
         for report in reports:
             emit({"event": "backend", **report.to_json()})

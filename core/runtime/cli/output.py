@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from runtime.errors import RuntimeFault, Unsupported
 
 MAX_WIDTH = 120
+MAX_REASONS = 10
 SEPARATOR = " · "
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXIT_ERROR = 2
@@ -46,9 +47,10 @@ def report_error(error: RuntimeFault, *, as_json: bool) -> None:
         return
     lines = [f"{paint('error:', '31;1')} {error.message}"]
     if isinstance(error, Unsupported):
-        lines += [f"       {reason}" for reason in error.reasons[:10]]
-        if len(error.reasons) > 10:
-            lines.append(f"       and {len(error.reasons) - 10} more reasons")
+        reasons = [reason for reason in error.reasons if reason not in error.message]
+        lines += [f"       {reason}" for reason in reasons[:MAX_REASONS]]
+        if len(reasons) > MAX_REASONS:
+            lines.append(f"       and {len(reasons) - MAX_REASONS} more reasons")
     if error.remedy:
         lines.append(f"       {error.remedy}")
     print("\n".join(lines), file=sys.stderr)

@@ -266,5 +266,7 @@ def _where(device: str, how: str) -> str:
 
 
 def _why(placed: Placement) -> str:
-    """The reasons; names of weights differ from node to node and belong to the verbose table's other column."""
-    return "; ".join(dict.fromkeys(reason.replace(f"{placed.node.name}.", "") for reason in placed.reasons))
+    """The reasons, without the name of the layer, so that layers that fare alike are one row."""
+    layer = placed.node.name.rpartition(".")[0]
+    reasons = (r.replace(f"{placed.node.name}.", "") for r in placed.reasons)
+    return "; ".join(dict.fromkeys(r.replace(f"{layer}.", "") if layer else r for r in reasons))

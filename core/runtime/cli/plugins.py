@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from runtime.backend import DeviceInfo
 from runtime.cli.output import paint
 from runtime.errors import PluginRejected
-from runtime.registry import Discovery, LoadedBackend, ProbeResult, Rejected, discover, probe_all
+from runtime.registry import LoadedBackend, ProbeResult, Rejected, discover, probe_all
 
 State = Literal["ok", "refused", "rejected"]
 COLOURS: dict[State, str] = {"ok": "32", "refused": "33", "rejected": "31"}
@@ -66,13 +65,31 @@ class Report:
         return asdict(self)
 
 
-def examine(name: str | None = None, *, use_cache: bool = True) -> list[Report]:
-    """Reports on every plugin, or on one; sorted by name. Raises InvalidArgument for a name that nobody has."""
+@dataclass(frozen=True)
+class Installed:
+    """Plugins as they were found, not yet probed."""
+
+    loaded: tuple[LoadedBackend, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def find_plugins(name: str | None = None) -> Installed:
+    """Every plugin, or those of one name; raises InvalidArgument for a name that nobody has."""
     discovery = discover()
-    loaded, rejected = _selected(discovery, name)
-    results = probe_all(loaded, use_cache=use_cache)
-    reports = [_loaded_report(backend, result) for backend, result in zip(loaded, results, strict=True)]
-    reports += [_rejected_report(r) for r in rejected]
+    found = Installed(
+        tuple(b for b in discovery.loaded if name in (None, b.name)),
+        tuple(r for r in discovery.rejected if name in (None, r.name)),
+    )
+    if name is not None and not found.loaded and not found.rejected:
+        discovery[name]  # raises, with the names that there are
+    return found
+
+
+def examine(found: Installed, *, use_cache: bool = True) -> list[Report]:
+    """A report on each, sorted by name; the probes run at the same time."""
+    results = probe_all(found.loaded, use_cache=use_cache)
+    reports = [_loaded_report(backend, result) for backend, result in zip(found.loaded, results, strict=True)]
+    reports += [_rejected_report(r) for r in found.rejected]
     return sorted(reports, key=lambda r: (r.name, r.distribution))
 
 
@@ -85,16 +102,6 @@ def device_facts(device: DeviceInfo) -> list[str]:
         reason = device.details.get(f"{key}_reason")
         facts.append(f"{key.replace('_', ' ')} {value}" + (f" ({reason})" if reason else ""))
     return facts
-
-
-def _selected(discovery: Discovery, name: str | None) -> tuple[Sequence[LoadedBackend], Sequence[Rejected]]:
-    if name is None:
-        return discovery.loaded, discovery.rejected
-    rejected = [r for r in discovery.rejected if r.name == name]
-    loaded = [b for b in discovery.loaded if b.name == name]
-    if not loaded and not rejected:
-        discovery[name]  # raises, with the names that there are
-    return loaded, rejected
 
 
 def _rejected_report(rejected: Rejected) -> Report:

@@ -15,6 +15,7 @@ class Detokenizer:
         self._request = request
         self._eos_token_ids = frozenset() if params.ignore_eos else tokenizer.eos_token_ids
         self._decoder = tokenizer.incremental_decoder(skip_special=params.skip_special_tokens)
+        self._vocab_size = tokenizer.vocab_size
         self._stop = StopChecker(params.stop)
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
@@ -22,7 +23,9 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Take the next token; return new text that can be shown, and set `finish_reason` when the request ends."""
         request = self._request
-        text = self._stop.push(self._decoder.push(token_id))
+        # Embeddings are often padded beyond the tokenizer's vocabulary; such an id has no text.
+        piece = self._decoder.push(token_id) if token_id < self._vocab_size else ""
+        text = self._stop.push(piece)
         if self._stop.matched is not None:
             self.finish_reason, self.stop_reason = "stop", self._stop.matched
             return text

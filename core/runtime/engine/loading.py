@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
-from runtime.engine.blocks import BlockPool
 from runtime.dtypes import FORMATS, Span
+from runtime.engine.blocks import BlockPool
 from runtime.engine.config import EngineConfig
 from runtime.engine.context import ContextPlan, fit_context
 from runtime.engine.engine import Engine
@@ -133,9 +133,8 @@ def plan_model(
         block_size=block_size,
         kv_format=kv_format,
     )
-    # the number of blocks is known now, and both rules and the memory plan should see it
-    graph = replace(graph, dims={**graph.dims, "B": Span(1, context.num_blocks)})
-    return plan_graph(graph, config, manifests), context, kv_format
+    sized = replace(graph, dims={**graph.dims, "B": Span(context.num_blocks, context.num_blocks)})
+    return plan_graph(sized, config, manifests), context, kv_format
 
 
 def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
@@ -179,7 +178,7 @@ def _assemble(
         max_num_seqs=config.max_num_seqs,
         max_model_len=context.max_model_len,
         eos_token_ids=model.tokenizer.eos_token_ids,
-        token_text=model.tokenizer.token_text,
+        token_text=lambda token_id: _token_text(model.tokenizer, token_id),
         make_executor=lambda graph: Executor(plan_graph(graph, config, manifests), devices),
     )
     engine = Engine(
@@ -195,6 +194,11 @@ def _assemble(
     loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine)
     loaded.status = status_lines(loaded)
     return loaded
+
+
+def _token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """The token's text; empty for ids of a padded embedding that the tokenizer does not know."""
+    return tokenizer.token_bytes(token_id).decode("utf-8", "replace") if token_id < tokenizer.vocab_size else ""
 
 
 def plan_graph(graph: Graph, config: EngineConfig, manifests: Mapping[str, Manifest]) -> Plan:
