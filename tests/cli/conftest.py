@@ -24,7 +24,7 @@ TEMPLATE = (
 )
 SPECIAL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
-TINY = '''
+TINY = """
 from runtime.backend import BackendInfo, DeviceInfo, ReferenceDevice, hookimpl, reference_manifest
 
 class Plugin:
@@ -46,15 +46,25 @@ class Plugin:
         return ReferenceDevice(device, name="tiny")
 
 plugin = Plugin()
-'''
-ABSENT = TINY.replace('"tiny"', '"absent"').replace(
-    'details = {"isa"', 'raise PluginRejected("torch is not installed", remedy="pip install torch")\n        details = {"isa"'
-).replace("import BackendInfo", "import BackendInfo").replace(
-    "class Plugin", "from runtime.errors import PluginRejected\n\nclass Plugin"
+"""
+ABSENT = (
+    TINY.replace('"tiny"', '"absent"')
+    .replace(
+        'details = {"isa"',
+        'raise PluginRejected("torch is not installed", remedy="pip install torch")\n        details = {"isa"',
+    )
+    .replace("import BackendInfo", "import BackendInfo")
+    .replace("class Plugin", "from runtime.errors import PluginRejected\n\nclass Plugin")
 )
 MISSPELT = TINY.replace('"tiny"', '"misspelt"').replace("def runtime_probe", "def runtime_prob")
 CRASHING = TINY.replace('"tiny"', '"crashing"').replace("details = {", "import os; os.abort()\n        details = {", 1)
-PLUGINS = {"tiny": TINY, "absent": ABSENT, "broken": "import libacme_that_is_missing", "misspelt": MISSPELT, "crashing": CRASHING}
+PLUGINS = {
+    "tiny": TINY,
+    "absent": ABSENT,
+    "broken": "import libacme_that_is_missing",
+    "misspelt": MISSPELT,
+    "crashing": CRASHING,
+}
 
 
 class Result(NamedTuple):

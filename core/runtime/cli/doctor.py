@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -75,13 +76,15 @@ def _print_reports(reports: list[Report], *, verbose: bool) -> None:
         if verbose and report.detail:
             print(paint(textwrap.indent(report.detail.rstrip(), INDENT), "2", sys.stdout))
     if not any(r.state == "ok" for r in reports):
-        what = f"backend '{reports[0].name}' cannot be used here" if len(reports) == 1 else "no backend can be used here"
+        what = (
+            f"backend '{reports[0].name}' cannot be used here" if len(reports) == 1 else "no backend can be used here"
+        )
         print(f"\n{paint(what, '31;1', sys.stdout)}")
     elif not verbose and any(r.detail for r in reports):
         print(paint("\ntracebacks: runtime doctor -v", "2", sys.stdout))
 
 
-def _row_texts(rows: list[tuple[str, ...]]) -> list[str]:
+def _row_texts(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows of one table, each with its wrapped lines, so that more can be printed between them."""
     texts: list[str] = []
     for line in table(rows).splitlines():

@@ -62,7 +62,9 @@ def _describe(facts: ModelFacts) -> str:
     rows += [(key, " ".join(about[key].split())) for key in ("organization", "license", "description") if key in about]
     if facts.formats:
         rows.append(("weights", _weights(facts)))
-    sizes = [f"{name} {value:.10g}" for name, value in facts.sizes.items() if name not in ("vocab_size", "max_model_len")]
+    sizes = [
+        f"{name} {value:.10g}" for name, value in facts.sizes.items() if name not in ("vocab_size", "max_model_len")
+    ]
     if sizes:
         rows.append(("sizes", " · ".join(sizes)))
     rows += _context(facts)

@@ -144,9 +144,7 @@ def _add_spec(facts: ModelFacts, spec: ModelSpec) -> None:
     facts.traits = _traits(spec)
     head_dim = spec.head_dim
     facts.kv_bytes_per_token = {
-        name: kv_bytes_per_token(spec, FORMATS[name])
-        for name in KV_FORMATS
-        if head_dim % FORMATS[name].group_size == 0
+        name: kv_bytes_per_token(spec, FORMATS[name]) for name in KV_FORMATS if head_dim % FORMATS[name].group_size == 0
     }
     if spec.tensors and _try(facts, lambda: weight_source(spec)) is not None:
         facts.num_parameters = parameter_count(spec)
@@ -155,7 +153,7 @@ def _add_spec(facts: ModelFacts, spec: ModelSpec) -> None:
 def _traits(spec: ModelSpec) -> dict[str, Any]:
     traits: dict[str, Any] = {"ropes": {}}
     for name, rope in spec.ropes.items():
-        told = {"kind": rope.kind, "theta": rope.theta, "rotary_dim": rope.rotary_dim}
+        told: dict[str, Any] = {"kind": rope.kind, "theta": rope.theta, "rotary_dim": rope.rotary_dim}
         if rope.kind != "default":
             told |= {
                 "factor": rope.factor,
