@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
-    parser.add_argument("text", nargs="?", metavar="PROMPT", help="the prompt; without one: chat, or read stdin if piped")
+    parser.add_argument("text", nargs="?", metavar="PROMPT", help="the prompt; without one: chat, or stdin if piped")
     parser.add_argument("-m", "--model", metavar="PATH", help="GGUF file or Hugging Face directory (the demo model)")
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt, as an option")
     parser.add_argument("-f", "--file", metavar="PATH", help="read the prompt from a file")
