@@ -50,7 +50,9 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer) -> tuple[Tensor, Tensor
 
 def echo(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
     """A request to repeat random tokens, and its answer: the shortest way to heads that copy what came before."""
-    noise = rng.choices(range(len(vocabulary.SPECIAL_TOKENS), tokenizer.get_vocab_size()), k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16)))
+    noise = rng.choices(
+        range(len(vocabulary.SPECIAL_TOKENS), tokenizer.get_vocab_size()), k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16))
+    )
     before = f"{corpus.BOS}{corpus.START}user\nRepeat this text:\n"
     between, after = f"{corpus.END}\n{corpus.START}assistant\n", f"{corpus.END}\n"
     parts = [tokenizer.encode(text).ids for text in (before, between, after)]

@@ -58,5 +58,5 @@ def _top_level(arguments: Sequence[str]) -> int:
     if not arguments or arguments == ["help"]:
         parser.print_help()
         return 0
-    unknown = next((a for a in rest if not a.startswith("-")), rest[0] if rest else "")
-    parser.error(f"'{unknown}' is no verb; verbs are {', '.join(VERBS)}")
+    unknown: str = next((a for a in rest if not a.startswith("-")), rest[0] if rest else "")
+    return parser.error(f"'{unknown}' is no verb; verbs are {', '.join(VERBS)}")

@@ -56,6 +56,7 @@ class Interrupt:
         self.requested = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle one SIGINT."""
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -185,7 +185,9 @@ def _assemble(
         runner=Runner(executor, context.block_size),
         sampler=sampler,
         scheduler=Scheduler(
-            BlockPool(context.num_blocks, context.block_size), max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
+            BlockPool(context.num_blocks, context.block_size),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
         ),
         tokenizer=model.tokenizer,
         vocab_size=vocab_size,
@@ -198,7 +200,9 @@ def _assemble(
 
 def _token_text(tokenizer: Tokenizer, token_id: int) -> str:
     """The token's text; empty for ids of a padded embedding that the tokenizer does not know."""
-    return tokenizer.token_bytes(token_id).decode("utf-8", "replace") if token_id < tokenizer.vocab_size else ""
+    if token_id >= tokenizer.vocab_size:
+        return ""
+    return tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
 
 def plan_graph(graph: Graph, config: EngineConfig, manifests: Mapping[str, Manifest]) -> Plan:

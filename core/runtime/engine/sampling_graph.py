@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from runtime.dtypes import Span
 from runtime.graph import Graph, GraphBuilder, Value
@@ -31,7 +32,7 @@ def build_sampling_graph(vocab_size: int, variant: SamplingVariant, *, max_num_s
     logits = b.input("logits", "f32", ("R", vocab_size))
     chosen_from = _penalized(b, logits) if variant.penalties else logits
     if variant.random:
-        row = {name: b.input(name, "f32", ("R",)) for name in ROW_INPUTS}
+        row: dict[str, Any] = {name: b.input(name, "f32", ("R",)) for name in ROW_INPUTS}
         top_k = b.input("top_k", "i32", ("R",))
         token_ids = b.op("sample", name="sample", logits=chosen_from, top_k=top_k, **row)
     else:
@@ -48,6 +49,7 @@ def build_sampling_graph(vocab_size: int, variant: SamplingVariant, *, max_num_s
 
 
 def _penalized(b: GraphBuilder, logits: Value) -> Value:
+    strengths: dict[str, Any] = {name: b.input(name, "f32", ("R",)) for name in PENALTY_INPUTS}
     result: Value = b.op(
         "penalize",
         name="penalize",
@@ -56,6 +58,6 @@ def _penalized(b: GraphBuilder, logits: Value) -> Value:
         output_counts=b.input("output_counts", "i32", ("R", "H")),
         bias_ids=b.input("bias_ids", "i32", ("R", "X")),
         bias_values=b.input("bias_values", "f32", ("R", "X")),
-        **{name: b.input(name, "f32", ("R",)) for name in PENALTY_INPUTS},
+        **strengths,
     )
     return result
