@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -25,6 +26,9 @@ EXIT_BROKEN_PIPE = 141
 
 def guarded(action: Callable[[], int], *, as_json: bool) -> int:
     """Run a verb; typed errors become one readable message (or one JSON object) and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or locale that lacks a character must not end the answer
+            stream.reconfigure(errors="replace")
     try:
         code = action()
         sys.stdout.flush()

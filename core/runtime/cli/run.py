@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli.arguments import add_placement, add_sampling, placement, sampling
+from runtime.cli.arguments import add_placement, add_sampling, model_path, placement, sampling
 from runtime.cli.output import LoadProgress, emit, status
+from runtime.cli.texts import read_standard_input, read_text
 from runtime.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     progress = LoadProgress()
     try:
         llm = LLM(
-            args.model,
+            model_path(args.model),
             **placement(args),
             max_num_seqs=1,
             check_tensors=args.check_tensors,
-            chat_template=_read(args.chat_template) if args.chat_template else None,
+            chat_template=read_text(args.chat_template) if args.chat_template else None,
             progress=progress,
         )
     finally:
@@ -70,11 +70,11 @@ def _prompt(args: argparse.Namespace) -> str | None:
     if len(given) > 1:
         raise InvalidArgument("the prompt was given more than once", remedy="use one of PROMPT, --prompt and --file")
     if args.file is not None:
-        return _read(args.file)
+        return read_text(args.file)
     if given:
         return str(given[0])
     if not sys.stdin.isatty():
-        text = sys.stdin.read()
+        text = read_standard_input()
         if not text.strip():
             raise InvalidArgument("there is no prompt: none was given and standard input is empty")
         return text.rstrip("\n")
@@ -90,10 +90,3 @@ def _announce(llm: LLM, args: argparse.Namespace) -> None:
         if args.verbose:
             for line in llm.loaded.plan.describe():
                 status(line)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read as text: {error}") from error

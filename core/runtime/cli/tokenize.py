@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.cli.arguments import add_model, model_path
 from runtime.cli.output import emit, paint, plural, status, table
-from runtime.errors import InvalidArgument
+from runtime.cli.texts import read_standard_input
 
 if TYPE_CHECKING:
     from runtime.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime.engine.files import load_tokenizer
     from runtime.models.demo import demo_model_path
 
-    text = _standard_input() if args.text == "-" else args.text
+    text = read_standard_input() if args.text == "-" else args.text
     tokenizer = load_tokenizer(model_path(args.model) or demo_model_path())
     token_ids = tokenizer.encode(text, add_special=not args.no_special, parse_special=not args.no_parse_special)
     if args.json:
@@ -47,16 +47,6 @@ def run(args: argparse.Namespace) -> int:
         if sys.stdout.isatty():
             status(f"{plural(len(token_ids), 'token')} for {plural(len(text), 'character')}")
     return 0
-
-
-def _standard_input() -> str:
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            f"standard input is not UTF-8: {error.reason} at byte {error.start}", remedy="convert it, e.g. with iconv"
-        ) from error
 
 
 def _width(token_ids: list[int]) -> int:
