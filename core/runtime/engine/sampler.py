@@ -61,7 +61,9 @@ class Sampler:
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
-        variant = SamplingVariant(penalties, any(r.params.temperature > 0 for r in requests), max(wanted, default=None))
+        # With penalties even a greedy choice goes through `sample`, which tells when nothing is left to choose.
+        choice = penalties or any(r.params.temperature > 0 for r in requests)
+        variant = SamplingVariant(penalties, choice, max(wanted, default=None))
         inputs: dict[str, Any] = {"logits": logits}
         dims = {"R": len(requests), "H": 1, "X": 1}
         if variant.penalties:
