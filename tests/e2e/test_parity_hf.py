@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime.formats import open_model
 from steps import HostRunner, generate_greedily, logits_in_chunks, open_runner, ragged_inputs
 from tiny_models import CONFIGS, make_model, save_model
+
+from runtime.formats import open_model
 
 pytestmark = pytest.mark.oracle
 

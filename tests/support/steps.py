@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
 from runtime.graph import Graph
 from runtime.models import WeightRecipe, build_graph, describe_model, load_weight_bytes, weight_source
 from runtime.ops import EXACT

@@ -40,7 +40,7 @@ def spec_from_gguf(row: Architecture, metadata: Mapping[str, Any], tensors: Mapp
         head_dim=head_dim,
         vocab_size=_vocab_size(metadata, keys, tensors),
         max_model_len=keys.integer("context_length"),
-        rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         layers=_layers(row, keys, num_layers, tensors, local="local" in ropes),
         ropes=ropes,
         attention_scale=_attention_scale(row, keys, hidden_size, num_heads, head_dim, num_layers),
@@ -54,7 +54,7 @@ def spec_from_gguf(row: Architecture, metadata: Mapping[str, Any], tensors: Mapp
         sinks=row.sinks,
         embed_scale=_embed_scale(row, keys, hidden_size),
         residual_multiplier=keys.number("residual_scale", 1.0) if row.multipliers else 1.0,
-        logits_multiplier=1.0 / keys.number("logit_scale", 1.0) if row.multipliers else 1.0,
+        logits_multiplier=1.0 / keys.positive("logit_scale", 1.0) if row.multipliers else 1.0,
         attention_softcap=keys.number("attn_logit_softcapping", row.hf_defaults.get("attn_logit_softcapping", 0.0)),
         logits_softcap=keys.number("final_logit_softcapping", row.hf_defaults.get("final_logit_softcapping", 0.0)),
         experts=experts,
@@ -67,7 +67,7 @@ def _vocab_size(metadata: Mapping[str, Any], keys: Fields, tensors: Mapping[str,
     embedding = tensors.get("token_embd.weight")
     if embedding is not None and len(embedding.shape) == 2:
         return embedding.resolve({})[0]
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    tokens = Fields(metadata, "GGUF metadata").items("tokenizer.ggml.tokens", default=())
     return len(tokens) if len(tokens) else keys.integer("vocab_size")
 
 
@@ -114,7 +114,7 @@ def _sliding(row: Architecture, keys: Fields, num_layers: int) -> list[bool]:
     if pattern is not None and not isinstance(pattern, int):
         return [bool(v) for v in keys.numbers(key, num_layers)]
     if row.window == "period":
-        period = row.window_period if pattern is None else int(pattern)
+        period = keys.integer(key, row.window_period)
         return [(i + 1) % period != 0 for i in range(num_layers)]
     return [row.window == "all"] * num_layers
 

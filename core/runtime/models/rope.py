@@ -82,14 +82,13 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def _factor(params: RopeParameters) -> float:
-    if not params.factor or params.factor <= 0:
-        raise MalformedFile(f"rope scaling '{params.kind}' needs a positive factor, the file says {params.factor}")
+    assert params.factor is not None
     return params.factor
 
 
 def _extension(params: RopeParameters) -> float:
     if params.factor is not None:
-        return _factor(params)
+        return params.factor
     return params.max_position_embeddings / params.original_max_position_embeddings
 
 
