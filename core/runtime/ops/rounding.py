@@ -50,7 +50,7 @@ class Rounding:
 
         assert self.rng is not None
         noise = self.rng.uniform(-0.5, 0.5, x.shape)
-        noisy: NDArray[Any] = np.where(np.isfinite(x), x + noise * _spacing(x, fmt), x)
+        noisy: NDArray[Any] = np.where(np.isfinite(x) & (x != 0), x + noise * _spacing(x, fmt), x)
         return noisy
 
     def dot(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -116,7 +116,7 @@ def _spacing(x: NDArray[Any], fmt: str) -> NDArray[Any]:
     import numpy as np
 
     _, exponent = np.frexp(np.where(np.isfinite(x), x, 0.0))
-    exponent = np.maximum(exponent - 1, _MIN_EXPONENT[fmt])
+    exponent = np.where(x == 0, _MIN_EXPONENT[fmt], np.maximum(exponent - 1, _MIN_EXPONENT[fmt]))
     result: NDArray[Any] = np.ldexp(1.0, exponent - SIGNIFICAND_BITS[fmt] + 1)
     return result
 
