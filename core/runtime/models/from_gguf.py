@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from runtime.dtypes import TensorSpec
@@ -216,7 +217,7 @@ def _scaled(
     extra = keys.number("rope.scaling.yarn_attn_factor", keys.number("rope.scaling.attn_factor", 1.0))
     if params.kind != "yarn" or extra == 1.0:
         return params
-    return RopeParameters(**{**params.__dict__, "attention_factor": extra * attention_factor(params)})
+    return replace(params, attention_factor=extra * attention_factor(params))
 
 
 def _has(presence: Presence, tensors: Mapping[str, TensorSpec], *names: str) -> bool:

@@ -135,12 +135,11 @@ def _layers(row: Architecture, keys: Fields, num_layers: int, *, local: bool) ->
 
 def _sliding(row: Architecture, keys: Fields, num_layers: int) -> list[bool]:
     if keys.has("layer_types"):
-        types = keys.raw("layer_types")
+        types = [str(t) for t in keys.items("layer_types", num_layers)]
         known = {"full_attention": False, "sliding_attention": True}
-        if len(types) != num_layers or any(t not in known for t in types):
-            raise MalformedFile(
-                f"config.json: 'layer_types' must name {num_layers} layers, each one of {sorted(known)}"
-            )
+        unknown = sorted(set(types) - set(known))
+        if unknown:
+            raise Unsupported(f"layers of type {', '.join(unknown)} are not supported; supported: {', '.join(known)}")
         return [known[t] for t in types]
     if row.window == "all":
         return [True] * num_layers

@@ -50,6 +50,8 @@ def inverse_frequencies(
                 f"rope factors have shape {factors.shape}; {params.rotary_dim} rotated elements per head "
                 f"need ({len(inv_freq)},)"
             )
+        if not (factors > 0).all():
+            raise MalformedFile(f"rope factors must be positive, the smallest is {factors.min()}")
         inv_freq = inv_freq / factors
     return inv_freq.astype(np.float32), attention_factor(params)
 
