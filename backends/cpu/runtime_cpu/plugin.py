@@ -11,12 +11,13 @@ from runtime.backend import (
     Device,
     DeviceConfig,
     DeviceInfo,
+    InvalidArgument,
     Manifest,
+    PluginRejected,
     hookimpl,
     host_memory,
     reference_manifest,
 )
-from runtime.errors import InvalidArgument, PluginRejected
 from runtime_cpu.host import Cores, instruction_sets, processor_name, usable_cores
 
 NAME = "cpu"

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
 from runtime.dtypes import FORMATS, Format
 from runtime.dtypes.blocks import BLOCKS, CHUNK_ELEMENTS
 from runtime.dtypes.byteorder import _WORDS

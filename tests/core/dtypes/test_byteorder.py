@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from gguf.scripts.gguf_convert_endian import byteswap_tensors
+
 from runtime.dtypes import FORMATS, Format, byteswap
 from runtime.dtypes.byteorder import _WORDS
 from runtime.errors import InvalidArgument, Unsupported

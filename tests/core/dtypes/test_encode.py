@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
+
 from runtime.dtypes import FORMATS, Format, can_encode, encode
 from runtime.errors import InvalidArgument, Unsupported
 

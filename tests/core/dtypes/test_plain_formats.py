@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+
 from runtime.dtypes import (
     BOOL,
     F8_E4M3,

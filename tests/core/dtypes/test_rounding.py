@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from runtime.dtypes import FORMATS, round_to
 from runtime.errors import Unsupported
 
