@@ -24,47 +24,45 @@ TEMPLATE = (
 )
 SPECIAL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
-TINY = """
+PLUGIN = '''
 from runtime.backend import BackendInfo, DeviceInfo, ReferenceDevice, hookimpl, reference_manifest
+from runtime.errors import PluginRejected
 
 class Plugin:
     @hookimpl
     def runtime_backend_info(self):
-        return BackendInfo("tiny", "tests")
+        return BackendInfo("@name", "tests")
 
     @hookimpl
     def runtime_manifest(self):
-        return reference_manifest("tiny")
+        return reference_manifest("@name")
 
     @hookimpl
-    def runtime_probe(self):
+    def @probe(self):
+        @before
         details = {"isa": "scalar", "threads": "1", "threads_reason": "as always"}
-        return [DeviceInfo(0, "tiny chip", 8_000_000_000, 1000.0, driver="4.1.7", details=details)]
+        return [DeviceInfo(0, "@name chip", 8_000_000_000, 1e6, driver="4.1.7", details=details)]
 
     @hookimpl
     def runtime_open(self, device, config):
-        return ReferenceDevice(device, name="tiny")
+        return ReferenceDevice(device, name="@name")
 
 plugin = Plugin()
-"""
-ABSENT = (
-    TINY.replace('"tiny"', '"absent"')
-    .replace(
-        'details = {"isa"',
-        'raise PluginRejected("torch is not installed", remedy="pip install torch")\n        details = {"isa"',
-    )
-    .replace("import BackendInfo", "import BackendInfo")
-    .replace("class Plugin", "from runtime.errors import PluginRejected\n\nclass Plugin")
-)
-MISSPELT = TINY.replace('"tiny"', '"misspelt"').replace("def runtime_probe", "def runtime_prob")
-CRASHING = TINY.replace('"tiny"', '"crashing"').replace("details = {", "import os; os.abort()\n        details = {", 1)
+'''
+
+
+def plugin_source(name: str, *, probe: str = "runtime_probe", before: str = "pass") -> str:
+    return PLUGIN.replace("@name", name).replace("@probe", probe).replace("@before", before)
+
+
 PLUGINS = {
-    "tiny": TINY,
-    "absent": ABSENT,
+    "tiny": plugin_source("tiny"),
+    "absent": plugin_source("absent", before='raise PluginRejected("no chip on the bus", remedy="plug one in")'),
     "broken": "import libacme_that_is_missing",
-    "misspelt": MISSPELT,
-    "crashing": CRASHING,
+    "misspelt": plugin_source("misspelt", probe="runtime_prob"),
+    "crashing": plugin_source("crashing", before="import os; os.abort()"),
 }
+"""One that works (and wins under `auto`), and one for each way to fail."""
 
 
 class Result(NamedTuple):

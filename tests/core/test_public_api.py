@@ -55,9 +55,15 @@ def describe_class(name: str, cls: type) -> Iterator[str]:
             yield f"    property {member} -> {value.fget.__annotations__.get('return')}"
         elif isinstance(value, (staticmethod, classmethod)):
             yield f"    {type(value).__name__} {member}{signature(value.__func__)}"
-        elif inspect.isfunction(value) and not (member == "__init__" and dataclasses.is_dataclass(cls)):
-            if "Protocol" not in value.__qualname__ and value.__name__ != "_no_init_or_replace_init":
-                yield f"    def {member}{signature(value)}"
+        elif inspect.isfunction(value) and not is_generated(cls, value):
+            yield f"    def {member}{signature(value)}"
+
+
+def is_generated(cls: type, function: Any) -> bool:
+    """Whether dataclasses or typing wrote this method."""
+    return function.__name__ == "_no_init_or_replace_init" or (
+        function.__name__ == "__init__" and dataclasses.is_dataclass(cls)
+    )
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from runtime import LLM, Completion, SamplingParams, load_tokenizer
 from runtime.errors import InvalidArgument, NumericFault, OutOfMemory, Unsupported
 from runtime.models.demo import demo_model_path

@@ -87,8 +87,6 @@ class Session:
     ) -> None:
         self.llm = llm
         self.params = params
-        if raw and system is not None:
-            raise InvalidArgument("--system has no place in a raw prompt", remedy="leave out --raw or --system")
         self.raw = raw or (not llm.has_chat_template and system is None)
         self.as_json = as_json
         self.verbose = verbose

@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.cli.arguments import add_model, add_placement, model_path, placement
 from runtime.cli.output import emit, human_bytes, human_count, paint, plural, table
+from runtime.cli.texts import read_text
 from runtime.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def _read_manifest(path: str) -> Manifest:
     from runtime.backend import Manifest
 
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        data = json.loads(read_text(path))
+    except ValueError as error:
         raise InvalidArgument(
-            f"{path} cannot be read as a manifest: {error}", remedy="runtime backends NAME --manifest prints one"
+            f"'{path}' is not JSON: {error}", remedy="runtime backends NAME --manifest prints a manifest"
         ) from error
     if not isinstance(data, Mapping):
-        raise InvalidArgument(f"{path} holds a {type(data).__name__}, a manifest is an object")
+        raise InvalidArgument(f"'{path}' holds a {type(data).__name__}, a manifest is an object")
     return Manifest.from_json(data)
 
 

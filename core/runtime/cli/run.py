@@ -41,8 +41,13 @@ def run(args: argparse.Namespace) -> int:
     interactive = prompt is None
     if interactive and args.json:
         raise InvalidArgument("--json needs a prompt", remedy="give one, or pipe it in")
+    if args.raw and args.system is not None:
+        raise InvalidArgument("--system has no place in a raw prompt", remedy="leave out --raw or --system")
     from runtime.engine.llm import LLM
+    from runtime.engine.sampling_params import SamplingParams
 
+    given = sampling(args)
+    SamplingParams(**given)  # a wrong setting is told before a large model is loaded
     progress = LoadProgress()
     try:
         llm = LLM(
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         progress.finish()
     with llm:
         _announce(llm, args)
-        params = llm.default_sampling_params.with_(**sampling(args))
+        params = llm.default_sampling_params.with_(**given)
         from runtime.cli.generation import Session
 
         session = Session(llm, params, system=args.system, raw=args.raw, as_json=args.json, verbose=args.verbose)

@@ -20,7 +20,7 @@ def main_format(spec: ModelSpec) -> str:
 def status_lines(loaded: Loaded) -> tuple[str, ...]:
     """One status line; before it, what must be known first, such as missing native kernels."""
     choice = loaded.choice
-    device = choice.device
+    device = next(iter(loaded.devices.values())).info  # facts of the opened device, which may differ from the probe's
     details = device.details
     where = f"backend {next(iter(loaded.devices))}"
     if "isa" in details:
