@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import time
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 pty = pytest.importorskip("pty", reason="pseudo terminals exist on POSIX systems only")
+
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
@@ -33,6 +37,11 @@ class Terminal:
                 raise AssertionError(f"the command ended before {text!r}: {self.seen!r}")
         before, _, self.seen = self.seen.partition(text)
         return before
+
+    def until_printable(self) -> None:
+        """Read until something visible has come."""
+        while not any(c.isprintable() and c != " " for c in ESCAPES.sub("", self.seen)):
+            assert self._read(), f"the command ended after {self.seen!r}"
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
@@ -89,8 +98,7 @@ def test_ctrl_c_stops_an_answer_and_at_the_prompt_leaves(
         chat.until("> ")
         chat.type("hi\n")
         chat.until("hi\r\n")
-        while not chat.seen.strip("\r\n\x1b[?2004l"):
-            assert chat._read()
+        chat.until_printable()
         chat.type("\x03")
         chat.until("[stopped]")
         chat.until("> ")

@@ -35,9 +35,11 @@ def test_a_backend_whose_device_is_absent_is_planned_for_by_its_manifest(command
     result = command("plan", tiny, "--backend", "absent")
     assert result.code == 0
     assert "absent · by its manifest alone, no device was looked for" in result.out
-    assert "step      all 9 operations native (100.0 % of the work)" in result.out
-    assert "context   128 tokens (the model's limit) · 1 user" in result.out
-    assert "KV cache  256 B per token as f32 · 32.77 KB for 8 blocks of 16 tokens" in result.out
+    facts = dict(line.split("  ", 1) for line in result.out.partition("\n\n")[0].splitlines())
+    facts = {label: text.strip() for label, text in facts.items()}
+    assert facts["step"] == "all 9 operations native (100.0 % of the work)"
+    assert facts["context"] == "128 tokens (the model's limit) · 1 user"
+    assert facts["KV cache"] == "256 B per token as f32 · 32.77 KB for 8 blocks of 16 tokens"
     assert max(map(len, result.out.splitlines())) <= 120
 
 
@@ -62,7 +64,7 @@ def test_every_operation_that_the_chip_lacks_has_its_reason(command: Callable, t
 
 def test_verbose_shows_every_node(command: Callable, tiny: Path, manifest: Path) -> None:
     out = command("plan", tiny, "--manifest", manifest, "-v").out
-    assert any(line.split()[:2] == ["layers.1.q_proj", "linear@1"] for line in out.splitlines())
+    assert any(line.split()[:2] == ["lm_head", "linear@1"] for line in out.splitlines())
 
 
 def test_the_plan_as_json_holds_placements_memory_and_context(command: Callable, tiny: Path, manifest: Path) -> None:
@@ -85,10 +87,10 @@ def test_forbidding_the_fallback_names_what_the_chip_lacks(command: Callable, ti
 
 
 def test_placement_rules_move_nodes(command: Callable, tiny: Path) -> None:
-    (plan,) = command("plan", tiny, "--backend", "tiny", "--place", "layers.0.q_proj=host", "--json").events
+    (plan,) = command("plan", tiny, "--backend", "tiny", "--place", "layers.0.*=host", "--json").events
     where = {p["node"]: p["device"] for p in plan["step"]["placements"]}
-    assert where["layers.0.q_proj"] == "host"
-    assert where["layers.1.q_proj"] == "tiny"
+    assert {device for node, device in where.items() if node.startswith("layers.0.")} == {"host"}
+    assert {device for node, device in where.items() if not node.startswith("layers.0.")} == {"tiny"}
 
 
 def test_the_context_is_fitted_to_the_memory_of_the_chip(
