@@ -32,11 +32,13 @@ LINEAR = Op(
         Port("weight", ("N", "K"), WEIGHTS, doc="one row per output feature"),
         Port("bias", ("N",), optional=True, doc="added to every row"),
     ),
-    outputs=(Port("y", ("T", "N")),),
+    outputs=(Port("y", ("T", "N"), doc="one row per token"),),
     reference=_reference,
     work=_work,
     check=Check("statistical"),
     rounding=("activation", "accumulate", "output"),
     laws=("row_independent", "batch_invariant"),
-    refusals=(Refusal("K of x and weight differ", {"x": ("f32", (2, 64)), "weight": ("f32", (8, 32))}),),
+    refusals=(Refusal("x and weight have the same K", {"x": ("f32", (2, 64)), "weight": ("f32", (8, 32))}),),
 )
+
+OPS = (LINEAR,)
