@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from runtime.dtypes import Dim, TensorSpec
+from runtime.dtypes import FORMATS, Dim, TensorSpec
 from runtime.errors import InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class Port:
     """An input or output of an operation.
 
     `shape` names op-local dimensions, e.g. ("T", "K"); the same name must bind to the same size everywhere in one
-    node. A leading "..." binds any number of outer dimensions. A variadic port is given as name0, name1, ...
+    node. A leading "..." binds any number of outer dimensions. A variadic port is given as name0, name1, ...; a
+    dimension "_K" of such a port may differ from tensor to tensor and binds as K0, K1, ...
     """
 
     name: str
@@ -45,7 +46,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Attr:
-    """A constant of a node. `default` None with `required` False means that the attribute may be absent (None)."""
+    """A constant of a node. `default` None with `required` False means that the attribute may be absent (None).
+
+    Numbers must be finite; `minimum` is the smallest one allowed.
+    """
 
     name: str
     type: type
@@ -53,6 +57,7 @@ class Attr:
     default: Any = None
     required: bool = False
     choices: tuple[Any, ...] = ()
+    minimum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,28 @@ class Check:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An input that every implementation must refuse: specs and attributes that break a rule, and which rule."""
+    """An input that every implementation must refuse: specs and attributes that break a rule, and which rule.
+
+    Where the specs are fine and the contents break the rule, `values` holds the contents of integer inputs; such an
+    input passes `infer` and the reference raises. Inputs that are not in `values` may hold anything, say zeros.
+    """
 
     rule: str
     specs: Mapping[str, tuple[str, tuple[int, ...]]]
     """Input name -> (format name, shape)."""
     attrs: Attrs = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Input name -> nested lists of integers."""
+
+    def input_specs(self, op: Op) -> dict[str, TensorSpec]:
+        """The specs as `Op.infer_specs` takes them, each in the layout of its port."""
+        from runtime.ops.shapes import port_of
+
+        resolved = {}
+        for name, (fmt, shape) in self.specs.items():
+            port = port_of(op, name)
+            resolved[name] = TensorSpec(FORMATS[fmt], shape, port.layout if port else "plain")
+        return resolved
 
 
 Infer = Callable[[Specs, Attrs], tuple[TensorSpec, ...]]
@@ -114,7 +135,8 @@ class Op:
                 rounding point; `rounding` lists the points that occur. Integers come as int64. Weights come decoded.
                 An input of layout "kv" is float [2, num_blocks, block_size, num_kv_heads, head_dim], changed in place.
     infer       specs of inputs and attributes -> specs of outputs; raises InvalidArgument where a rule is broken.
-                None: derived from the ports (the output format is that of the first floating input).
+                None: derived from the ports (where an output may have several formats, it takes that of the first
+                input port that is plain and floating; "*" ports do not count). Attributes come with defaults filled in.
     work        resolved input specs, output specs and attributes -> Work.
     expand      for a composite: (builder, inputs: name -> value, attrs) -> output value(s), by smaller operations.
     laws        names of relations that hold without an oracle (conformance has one test for each).
@@ -155,6 +177,11 @@ class Op:
 
         return infer_outputs(self, inputs, attrs)
 
+    def complete_attrs(self, attrs: Attrs) -> dict[str, Any]:
+        """`attrs` with defaults for what is absent; attributes without a default stay absent."""
+        complete = {a.name: a.default for a in self.attrs} | dict(attrs)
+        return {name: value for name, value in complete.items() if value is not None}
+
     def facts(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> dict[str, Any]:
         """What a manifest rule may ask about a node.
 
@@ -167,8 +194,15 @@ class Op:
         return node_facts(self, inputs, outputs, attrs)
 
     def run_reference(self, rounding: Rounding, inputs: Mapping[str, Any], attrs: Attrs) -> tuple[Any, ...]:
-        """Run the reference on numpy arrays and return its outputs as a tuple."""
-        result = self.reference(rounding, **inputs, **attrs)
+        """Run the reference on numpy arrays and return its outputs as a tuple; absent attributes get their defaults.
+
+        Contents that break a rule (an index out of range, say) raise InvalidArgument; shapes are taken as checked.
+        """
+        import numpy as np
+
+        # infinity and NaN are data here and follow IEEE 754; numpy's warnings about them would reach the user
+        with np.errstate(all="ignore"):
+            result = self.reference(rounding, **inputs, **self.complete_attrs(attrs))
         return result if isinstance(result, tuple) else (result,)
 
 

@@ -32,7 +32,7 @@ LINEAR = Op(
         Port("weight", ("N", "K"), WEIGHTS, doc="one row per output feature"),
         Port("bias", ("N",), optional=True, doc="added to every row"),
     ),
-    outputs=(Port("y", ("T", "N")),),
+    outputs=(Port("y", ("T", "N"), doc="one row per token"),),
     reference=_reference,
     work=_work,
     check=Check("statistical"),
@@ -40,3 +40,5 @@ LINEAR = Op(
     laws=("row_independent", "batch_invariant"),
     refusals=(Refusal("K of x and weight differ", {"x": ("f32", (2, 64)), "weight": ("f32", (8, 32))}),),
 )
+
+OPS = (LINEAR,)

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SIGNIFICAND_BITS = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}
+SIGNIFICAND_BITS = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8, "f8_e4m3": 4, "f8_e5m2": 3}
 """Hidden bit included."""
+_MIN_EXPONENT = {"f64": -1022, "f32": -126, "f16": -14, "bf16": -126, "f8_e4m3": -6, "f8_e5m2": -14}
+"""Of the smallest normal number; below it the spacing no longer shrinks."""
 
 Mode = Literal["exact", "nearest", "random"]
 
@@ -48,7 +50,7 @@ class Rounding:
 
         assert self.rng is not None
         noise = self.rng.uniform(-0.5, 0.5, x.shape)
-        noisy: NDArray[Any] = np.where(np.isfinite(x), x + noise * _spacing(x, SIGNIFICAND_BITS[fmt]), x)
+        noisy: NDArray[Any] = np.where(np.isfinite(x) & (x != 0), x + noise * _spacing(x, fmt), x)
         return noisy
 
     def dot(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -71,28 +73,51 @@ class Rounding:
         )
         return result
 
+    def sum(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Sum over the innermost dimension, which is kept with size 1, at the point `accumulate`.
+
+        For a running sum in random order, whose end is known, the partial sums are a bridge with drift: K roundings
+        of 2^-p give the variance 4^-p K (sum^2 / 9 + sum of squares / 18).
+        """
+        import numpy as np
+
+        y: NDArray[Any] = x.sum(-1, keepdims=True)
+        fmt = self.formats.get("accumulate", "f64")
+        if self.mode != "random" or fmt == "f64":
+            return y
+        assert self.rng is not None
+        k = x.shape[-1]
+        deviation = 2.0 ** -SIGNIFICAND_BITS[fmt] * np.sqrt(k * (y * y / 9 + (x * x).sum(-1, keepdims=True) / 18))
+        result: NDArray[Any] = y + self.rng.standard_normal(y.shape) * deviation
+        return result
+
     def _scaled_integer(self, x: NDArray[Any], largest: int, group_size: int) -> NDArray[Any]:
         import numpy as np
 
-        groups = x.reshape(*x.shape[:-1], -1, group_size)
+        width = x.shape[-1]
+        num_groups = -(-width // group_size)  # the last group may be short
+        groups = np.zeros((*x.shape[:-1], num_groups, group_size))
+        padded = (*x.shape[:-1], num_groups * group_size)
+        groups.reshape(padded)[..., :width] = x
         scale = np.abs(groups).max(-1, keepdims=True) / largest
         if self.mode == "nearest":
-            safe = np.where(scale == 0, 1, scale)
-            rounded: NDArray[Any] = (np.rint(groups / safe) * scale).reshape(x.shape)
-            return rounded
-        assert self.rng is not None
-        noisy: NDArray[Any] = (groups + self.rng.uniform(-0.5, 0.5, groups.shape) * scale).reshape(x.shape)
-        return noisy
+            groups = np.rint(groups / np.where(scale == 0, 1, scale)) * scale
+        else:
+            assert self.rng is not None
+            groups = groups + self.rng.uniform(-0.5, 0.5, groups.shape) * scale
+        rounded: NDArray[Any] = groups.reshape(padded)[..., :width]
+        return rounded
 
 
 EXACT = Rounding({})
 
 
-def _spacing(x: NDArray[Any], significand_bits: int) -> NDArray[Any]:
+def _spacing(x: NDArray[Any], fmt: str) -> NDArray[Any]:
     import numpy as np
 
-    exponent = np.floor(np.log2(np.maximum(np.abs(x), 1e-300)))
-    result: NDArray[Any] = 2.0 ** (exponent - significand_bits + 1)
+    _, exponent = np.frexp(np.where(np.isfinite(x), x, 0.0))
+    exponent = np.where(x == 0, _MIN_EXPONENT[fmt], np.maximum(exponent - 1, _MIN_EXPONENT[fmt]))
+    result: NDArray[Any] = np.ldexp(1.0, exponent - SIGNIFICAND_BITS[fmt] + 1)
     return result
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runtime.dtypes import FORMATS, Dim, TensorSpec
+from runtime.dtypes import FORMATS, Dim, Format, TensorSpec
 from runtime.errors import InvalidArgument
 from runtime.ops.declare import Attrs, Op, Port, Specs
 
 
 def port_of(op: Op, name: str) -> Port | None:
     """The input port that the input called `name` belongs to; `x3` belongs to a variadic port `x`."""
-    for port in op.inputs:
-        if port.name == name or (port.variadic and re.fullmatch(re.escape(port.name) + r"\d+", name)):
-            return port
-    return None
+    return _find_port(op.inputs, name)
 
 
 def infer_outputs(op: Op, inputs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
@@ -24,8 +22,8 @@ def infer_outputs(op: Op, inputs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]
     _check_attrs(op, attrs)
     bound = bind_dims(op, inputs)
     if op.infer is not None:
-        return op.infer(inputs, attrs)
-    default = next((s.format for s in inputs.values() if s.format.kind == "float" and s.layout == "plain"), None)
+        return op.infer(inputs, op.complete_attrs(attrs))
+    default = _activation_format(op, inputs)
     specs = []
     for port in op.outputs:
         if port.name in op.inplace:
@@ -43,7 +41,9 @@ def bind_dims(op: Op, inputs: Specs) -> dict[str, Dim]:
             raise InvalidArgument(f"{op.key} has no input '{name}'; its inputs are {_names(op.inputs)}")
     bound: dict[str, Dim] = {}
     for port in op.inputs:
-        given = [n for n in inputs if port_of(op, n) is port]
+        given = sorted((n for n in inputs if port_of(op, n) is port), key=lambda n: (len(n), n))
+        if port.variadic and given != [f"{port.name}{i}" for i in range(len(given))]:
+            raise InvalidArgument(f"{op.key} got {_join(given)}; they must be {port.name}0, {port.name}1, ... in a row")
         if not given and not port.optional:
             raise InvalidArgument(f"{op.key} needs input '{port.name}' ({port.doc or 'tensor'})")
         for name in given:
@@ -61,10 +61,11 @@ def node_facts(op: Op, inputs: Specs, outputs: Specs, attrs: Attrs) -> dict[str,
     for port in op.inputs:
         if port.optional:
             facts[f"has.{port.name}"] = port.name in inputs
-    for port, spec in zip(op.outputs, outputs.values(), strict=False):
-        for symbol, size in zip(reversed(port.shape), reversed(spec.shape), strict=False):
+    for name, spec in outputs.items():
+        port_out = _find_port(op.outputs, name)
+        for symbol, size in zip(reversed(port_out.shape if port_out else ()), reversed(spec.shape), strict=False):
             if isinstance(symbol, str) and symbol != "...":
-                facts.setdefault(symbol, size)
+                facts.setdefault(_per_tensor(symbol, port_out, name), size)
     for attr in op.attrs:
         facts[attr.name] = attrs.get(attr.name, attr.default)
     return facts
@@ -86,11 +87,34 @@ def _bind_port(op: Op, port: Port, name: str, spec: TensorSpec, bound: dict[str,
     if len(shape) != len(symbols):
         raise InvalidArgument(f"{op.key} input '{name}' is {spec}; its shape must be [{_join(port.shape)}]")
     for symbol, size in zip(symbols, shape):
-        expected = symbol if isinstance(symbol, int) else bound.setdefault(symbol, size)
+        expected = symbol if isinstance(symbol, int) else bound.setdefault(_per_tensor(symbol, port, name), size)
         if expected != size:
             raise InvalidArgument(
                 f"{op.key} input '{name}' is {spec}, its shape must be [{_join(port.shape)}] with {symbol} = {expected}"
             )
+
+
+def _find_port(ports: Iterable[Port], name: str) -> Port | None:
+    for port in ports:
+        if re.fullmatch(re.escape(port.name) + r"\d+", name) if port.variadic else port.name == name:
+            return port
+    return None
+
+
+def _per_tensor(symbol: str, port: Port | None, name: str) -> str:
+    """The name under which `symbol` binds: dimension _K of tensor x3 of a variadic port x is K3."""
+    if port is None or not port.variadic or not symbol.startswith("_"):
+        return symbol
+    return symbol[1:] + name[len(port.name) :]
+
+
+def _activation_format(op: Op, inputs: Specs) -> Format | None:
+    """The format of the first input, in the order of the declaration, that is plain, floating and no weight."""
+    for port in op.inputs:
+        spec = inputs.get(f"{port.name}0" if port.variadic else port.name)
+        if spec is not None and spec.format.kind == "float" and spec.layout == "plain" and "*" not in port.formats:
+            return spec.format
+    return None
 
 
 def _output_shape(op: Op, port: Port, bound: Mapping[str, Dim]) -> tuple[Dim, ...]:
@@ -106,8 +130,13 @@ def _check_attrs(op: Op, attrs: Attrs) -> None:
             raise InvalidArgument(f"{op.key} has no attribute '{name}'; its attributes are {_names(op.attrs)}")
         if value is None and not attr.required:
             continue
-        if not isinstance(value, attr.type) and not (attr.type is float and isinstance(value, int)):
+        allowed = (float, int) if attr.type is float else attr.type
+        if not isinstance(value, allowed) or (isinstance(value, bool) and attr.type is not bool):
             raise InvalidArgument(f"{op.key} attribute {name} = {value!r} must be {attr.type.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidArgument(f"{op.key} attribute {name} = {value!r} must be a finite number")
+        if attr.minimum is not None and isinstance(value, (int, float)) and value < attr.minimum:
+            raise InvalidArgument(f"{op.key} attribute {name} = {value!r} must be at least {attr.minimum}")
         if attr.choices and value not in attr.choices:
             raise InvalidArgument(f"{op.key} attribute {name} = {value!r}; allowed: {_join(attr.choices)}")
     for attr in op.attrs:
