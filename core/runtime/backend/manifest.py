@@ -132,7 +132,7 @@ class Manifest:
 
     def match(self, op_key: str, facts: Mapping[str, Any]) -> Match:
         """The best rule for a node with these facts, or the reasons why there is none."""
-        best = Match("none", reasons=(f"no rule for {op_key} in the manifest of {self.backend}",))
+        best = Match("none", reasons=("no rule in manifest",))
         reasons: list[str] = []
         for rule in sorted((r for r in self.rules if r.op == op_key), key=lambda r: -r.preference):
             coverage, why = _test(rule, facts)

@@ -26,8 +26,10 @@ class GraphBuilder:
         graph = b.build()
     """
 
-    def __init__(self, name: str, dims: Mapping[str, Span], catalogue: Catalogue = CATALOGUE) -> None:
+    def __init__(self, name: str, dims: Mapping[str, Span], catalogue: Catalogue = CATALOGUE, prefix: str = "") -> None:
+        """`prefix` goes before the names of nodes, of their outputs and of constants: for the parts of a composite."""
         self.name = name
+        self.prefix = prefix
         self.dims = dict(dims)
         self.catalogue = catalogue
         self._nodes: list[Node] = []
@@ -47,6 +49,7 @@ class GraphBuilder:
 
     def constant(self, name: str, data: NDArray[Any], fmt: str = "f32") -> Value:
         """Small data that travels with the graph; the same name returns the same value."""
+        name = self.prefix + name
         known = self._values.get(name)
         if known is not None and known.kind == "constant":
             return known
@@ -68,7 +71,7 @@ class GraphBuilder:
         attributes = {a.name: a.default for a in op.attrs} | dict(attrs or {})
         attributes = {k: v for k, v in attributes.items() if v is not None}
         specs = op.infer_specs({k: v.spec for k, v in given.items()}, attributes)
-        node_name = self._unique(name or op.name)
+        node_name = self._unique(self.prefix + (name or op.name))
         names = [node_name] if len(specs) == 1 else [f"{node_name}.{i}" for i in range(len(specs))]
         outputs = tuple(Value(n, spec, "intermediate") for n, spec in zip(names, specs))
         for value in outputs:

@@ -58,6 +58,12 @@ class Node:
             return {f"{ports[0].name}{i}": v.spec for i, v in enumerate(self.outputs)}
         return {port.name: value.spec for port, value in zip(ports, self.outputs, strict=True)}
 
+    @property
+    def overwrites(self) -> dict[Value, Value]:
+        """Output -> input whose memory it overwrites, where the operation works in place."""
+        by_port = dict(zip((port.name for port in self.op.outputs), self.outputs))
+        return {by_port[made]: self.inputs[used] for made, used in self.op.inplace.items()}
+
     def facts(self, dims: Mapping[str, Span]) -> dict[str, Any]:
         """Facts for manifest rules (see `Op.facts`), symbolic dimensions as their `Span`."""
         raw = self.op.facts(self.input_specs, self.output_specs, self.attrs)
@@ -92,6 +98,10 @@ class Graph:
     states: Mapping[str, Value]
     constants: Mapping[str, Value]
 
+    def state_aliases(self) -> dict[Value, Value]:
+        """Value -> state, for every value that is a state after an overwrite in place."""
+        return state_aliases(self.nodes)
+
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
@@ -105,6 +115,8 @@ class Region:
 
     `inputs` are step inputs and values made by other regions; `outputs` are values that other regions or the caller
     need; `resident` are the weights, constants and states that must be on the device when it is compiled.
+    A state that was overwritten in place goes on under the name of the operation's output; `aliases` says, for every
+    such value that occurs here, which resident state it is. Aliases are neither inputs nor outputs.
     """
 
     name: str
@@ -113,21 +125,45 @@ class Region:
     outputs: tuple[Value, ...]
     resident: tuple[Value, ...]
     dims: Mapping[str, Span]
+    aliases: Mapping[Value, Value] = field(default_factory=dict)
 
 
-def make_region(name: str, nodes: Sequence[Node], dims: Mapping[str, Span], needed_outside: Sequence[Value]) -> Region:
-    """The region of `nodes`: its border follows from which values its nodes use, make, and which are needed outside."""
-    made = {v for node in nodes for v in node.outputs}
+def state_aliases(nodes: Sequence[Node]) -> dict[Value, Value]:
+    """Value -> state, for every value of `nodes` that is a state after an overwrite in place."""
+    aliases: dict[Value, Value] = {}
+    for node in nodes:
+        for made, used in node.overwrites.items():
+            root = aliases.get(used, used)
+            if root.kind == "state":
+                aliases[made] = root
+    return aliases
+
+
+def make_region(
+    name: str,
+    nodes: Sequence[Node],
+    dims: Mapping[str, Span],
+    needed_outside: Sequence[Value],
+    aliases: Mapping[Value, Value] | None = None,
+) -> Region:
+    """The region of `nodes`: its border follows from which values its nodes use, make, and which are needed outside.
+
+    `aliases` are those of the whole graph (`Graph.state_aliases`); without it, those that `nodes` themselves make.
+    """
+    aliases = state_aliases(nodes) if aliases is None else aliases
+    made = dict.fromkeys(v for node in nodes for v in node.outputs)
     used = list(dict.fromkeys(v for node in nodes for v in node.inputs.values()))
     outside = set(needed_outside)
+    resident = [aliases.get(v, v) for v in used]
     return Region(
         name=name,
         nodes=tuple(nodes),
-        inputs=tuple(v for v in used if v not in made and v.kind in ("input", "intermediate")),
-        outputs=tuple(v for node in nodes for v in node.outputs if v in outside),
-        resident=tuple(v for v in used if v.kind in ("weight", "constant", "state")),
+        inputs=tuple(v for v in used if v not in made and v not in aliases and v.kind in ("input", "intermediate")),
+        outputs=tuple(v for node in nodes for v in node.outputs if v in outside and v not in aliases),
+        resident=tuple(dict.fromkeys(v for v in resident if v.kind in ("weight", "constant", "state"))),
         dims=dims,
+        aliases={v: aliases[v] for v in (*used, *made) if v in aliases},
     )
 
 
-__all__ = ["CATALOGUE", "Graph", "Node", "Region", "Value", "ValueKind", "make_region"]
+__all__ = ["CATALOGUE", "Graph", "Node", "Region", "Value", "ValueKind", "make_region", "state_aliases"]

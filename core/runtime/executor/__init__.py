@@ -1,0 +1,19 @@
+"""Plans a graph over devices by their manifests, and runs the plan."""
+
+from runtime.executor.executor import Executor
+from runtime.executor.placement import Fallback, Placement, Placements, place
+from runtime.executor.plan import Plan, make_plan
+from runtime.executor.selection import matches
+from runtime.executor.summary import PlacementSummary
+
+__all__ = [
+    "Executor",
+    "Fallback",
+    "Placement",
+    "PlacementSummary",
+    "Placements",
+    "Plan",
+    "make_plan",
+    "matches",
+    "place",
+]
