@@ -32,6 +32,8 @@ class BackendInfo:
     version: str = "0"
     api_level: int = 1
     homepage: str = ""
+    probe_key: str = ""
+    """Whatever else changes what a probe finds, e.g. driver version and visible devices: results are cached by it."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,17 @@
+"""Finds backends by entry point, sets the broken ones aside with a reason, probes the others and chooses one."""
+
+from runtime.registry.choice import Choice, Refusal, choose
+from runtime.registry.discovery import Discovery, LoadedBackend, Rejected, discover
+from runtime.registry.probing import ProbeResult, probe_all
+
+__all__ = [
+    "Choice",
+    "Discovery",
+    "LoadedBackend",
+    "ProbeResult",
+    "Refusal",
+    "Rejected",
+    "choose",
+    "discover",
+    "probe_all",
+]
