@@ -1,4 +1,4 @@
-"""Facts about this host: cores that may be used and why, processor, instruction sets, memory that is left."""
+"""Facts about this host: cores that may be used and why, the processor and its instruction sets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def usable_cores(root: Path = ROOT) -> Cores:
 def cpu_quota(root: Path = ROOT) -> float | None:
     """Cores that the tightest cgroup above this process grants (v2 and v1), or None without a limit."""
     quotas = []
-    for folder in _cgroup_folders("cpu", root):
+    for folder in _cgroup_folders(root):
         words = _read(folder / "cpu.max").split() or [
             _read(folder / "cpu.cfs_quota_us").strip(),
             _read(folder / "cpu.cfs_period_us").strip(),
@@ -64,20 +64,6 @@ def cpu_quota(root: Path = ROOT) -> float | None:
         if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
-
-
-def memory_bytes(root: Path = ROOT) -> tuple[int, int]:
-    """Available and total bytes for this process: of the machine, or of the tightest cgroup."""
-    available, total = _machine_memory(root)
-    for folder in _cgroup_folders("memory", root):
-        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-        if limit is None or limit >= total:  # v1 says "no limit" with a number near 2^63
-            continue
-        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
-        reclaimable = _field(folder / "memory.stat", "inactive_file")
-        available = min(available, max(0, limit - max(0, used - reclaimable)))
-        total = limit
-    return available, total
 
 
 def processor_name(root: Path = ROOT) -> str:
@@ -107,16 +93,16 @@ def _physical_cores(allowed: list[int], root: Path) -> int:
     return len(siblings)
 
 
-def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the cgroups that hold this process, from its own up to the root of each mounted hierarchy."""
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    """Folders of the cgroups that limit the time of this process, from its own up to each hierarchy's root."""
     base = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if number == "0" and not names:
             mounts = [base]
-        elif controller in names.split(","):
-            mounts = [base / controller, base / names]
+        elif "cpu" in names.split(","):
+            mounts = [base / "cpu", base / names]
         else:
             continue
         for mount in mounts:
@@ -128,36 +114,12 @@ def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:
             yield mount
 
 
-def _machine_memory(root: Path) -> tuple[int, int]:
-    total = _field(root / "proc/meminfo", "MemTotal:") * 1024
-    if total:
-        return _field(root / "proc/meminfo", "MemAvailable:") * 1024, total
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # this system does not tell
-        return 0, 0
-    return total, total
-
-
 def _cpuinfo(key: str, root: Path) -> str:
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, separator, value = line.partition(":")
         if separator and name.strip() == key:
             return value.strip()
     return ""
-
-
-def _field(path: Path, name: str) -> int:
-    for line in _read(path).splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] == name and words[1].isdigit():
-            return int(words[1])
-    return 0
-
-
-def _number(path: Path) -> int | None:
-    text = _read(path).strip()
-    return int(text) if text.isdigit() else None
 
 
 def _read(path: Path) -> str:

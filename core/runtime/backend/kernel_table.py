@@ -11,6 +11,7 @@ from runtime.backend.manifest import Condition, Numerics, OneOf, Range, Rule
 from runtime.errors import InvalidArgument
 from runtime.graph import Node
 from runtime.ops import CATALOGUE, Catalogue, Op
+from runtime.ops.shapes import port_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "_runtime_kernels"
@@ -76,7 +77,8 @@ class Kernel:
         given: dict[str, Any] = dict.fromkeys(self.needs_value)
         for port in self.op.inputs:
             if port.variadic and port.name in self.parameters:
-                given[port.name] = [inputs[n] for n in inputs if n not in self.parameters and n.startswith(port.name)]
+                count = sum(port_of(self.op, name) is port for name in inputs)
+                given[port.name] = [inputs[f"{port.name}{i}"] for i in range(count)]
         for name, value in {**inputs, **node.attrs}.items():
             if name in self.parameters or self.takes_any:
                 given[name] = value

@@ -40,6 +40,8 @@ class KernelBackend:
     version: str = "0"
     api_level: int = 1
     homepage: str = ""
+    probe_key: str = ""
+    """See `BackendInfo.probe_key`."""
     kv_layouts: tuple[KVLayout, ...] = (KVLayout(formats=("f16", "f32")),)
     step_dims: Mapping[str, Span] = {}
     """Limits of a step, see `Manifest.dims`."""
@@ -83,7 +85,7 @@ class KernelBackend:
     @hookimpl
     def runtime_backend_info(self) -> BackendInfo:
         """Static facts."""
-        return BackendInfo(self.name, self.vendor, self.version, self.api_level, self.homepage)
+        return BackendInfo(self.name, self.vendor, self.version, self.api_level, self.homepage, self.probe_key)
 
     @hookimpl
     def runtime_manifest(self) -> Manifest:

@@ -14,15 +14,17 @@ from runtime.graph import Graph, Node, Value, eliminate_dead, expand_composites,
 
 Fallback = Literal["forbid", "decompose", "host"]
 FALLBACKS: tuple[Fallback, ...] = ("forbid", "decompose", "host")
-How = Literal["native", "decomposed", "host"]
+How = Literal["native", "decomposed", "converted", "host"]
 
 
 @dataclass(frozen=True)
 class Placement:
     """Where one node runs.
 
-    native      by a kernel of the device, over the whole range
-    decomposed  as a part of a composite that the device lacks, or with a weight decoded at load
+    native      by a kernel of the device, over the whole range; also as a part of a composite that the device does
+                not have at all: fusion is optional
+    decomposed  as a part of a composite that the device has, but not for these facts
+    converted   by a kernel for another format of a weight, which is decoded into it at load
     host        by reference; `reasons` says why the device cannot
     """
 
@@ -70,9 +72,9 @@ def place(
 ) -> Placements:
     """Place every node of `graph` on one of `devices` (best first) or, where `policy` allows, on `host`.
 
-    The order for a node: native, decomposed on the same device, another device, host. Nodes that share a KV cache go
-    to one device. `overrides` are (pattern of node names, device); the first that matches counts, and puts that device
-    first for the node.
+    The order for a node: native, converted or decomposed on the same device, another device, host. Nodes that share a
+    KV cache go to one device. `overrides` are (pattern of node names, device); the first that matches counts, and puts
+    that device first for the node.
 
     forbid     kernels of `devices` only; a composite may be run as its parts if all of these are native
     decompose  also weights decoded at load
@@ -101,6 +103,7 @@ class _Placer:
         self.policy = policy
         self.overrides = overrides
         self._why_expanded: dict[str, tuple[str, ...]] = {}
+        self._expanded: dict[str, Node] = {}
         self._given = {node.name for node in graph.nodes}
         known = {*self.devices, self.host_name}
         for pattern, device in overrides:
@@ -152,6 +155,7 @@ class _Placer:
             if self._takes_parts(node, manifest):
                 break
         self._why_expanded[node.name] = tuple(reasons)
+        self._expanded[node.name] = node
         return False
 
     def _takes_parts(self, node: Node, manifest: Manifest) -> bool:
@@ -200,15 +204,20 @@ class _Placer:
             how: How = "native"
             if device == self.host_name and self.host_name not in self.devices:
                 how = "host"
-            elif fit.kind == "converted" or composite is not None:
+            elif fit.kind == "converted":
+                how = "converted"
+            elif composite is not None and self._has_rule(device, self._expanded[composite]):
                 how = "decomposed"
             if composite is not None:
-                reasons = (*(f"part of {composite}: {r}" for r in self._why_expanded[composite]), *reasons)
+                reasons = (*reasons, *(f"part of {composite}: {r}" for r in self._why_expanded[composite]))
             nodes.append(node)
             placements.append(Placement(node, device, how, fit.rule, reasons))
         result = eliminate_dead(replace(graph, nodes=tuple(nodes), weights=weights))
         alive = set(result.nodes)
         return Placements(result, tuple(p for p in placements if p.node in alive), converted)
+
+    def _has_rule(self, device: str, node: Node) -> bool:
+        return any(rule.op == node.op.key for rule in self.devices[device].rules)
 
     def _composite_of(self, node: Node) -> str | None:
         if node.name in self._given:

@@ -78,12 +78,14 @@ def make_plan(
     fallback: Fallback = "host",
     overrides: Sequence[tuple[str, str]] = (),
     dims_for_report: Mapping[str, int] | None = None,
+    state_dims: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plan `graph` for `devices` (best first). An entry called `host` is where the fallback runs.
 
     Without such an entry, the fallback is the reference device. If it is the only entry, everything runs there and
     counts as native. `overrides` are (pattern of node names, device name), see `matches`; `dims_for_report` are the
-    sizes at which shares of the work are computed (default: one token at half of the context).
+    sizes at which shares of the work are computed (default: one token at half of the context); `state_dims` the sizes
+    of states for the memory plan (default: the largest).
 
     Raises InvalidArgument for a graph that breaks a rule, FallbackForbidden or Unsupported with reasons.
     """
@@ -103,7 +105,7 @@ def make_plan(
         summary=summarize(placements, dims, host),
         regions=regions,
         transfers=transfers,
-        memory=plan_memory(placements.graph, regions, transfers),
+        memory=plan_memory(placements.graph, regions, transfers, state_dims),
         fallback=fallback,
         host=host,
     )

@@ -63,7 +63,7 @@ def summarize(placements: Placements, dims: Mapping[str, int], host: str) -> Pla
     for placement, cost in zip(placements.by_node, costs):
         groups.setdefault((placement.device, placement.how), []).append((placement, cost / total))
     shares = [_share(device, how, members) for (device, how), members in groups.items()]
-    order = {"native": 0, "decomposed": 1, "host": 2}
+    order = {"native": 0, "decomposed": 1, "converted": 2, "host": 3}
     shares.sort(key=lambda s: (order[s.how], -s.work))
     return PlacementSummary(tuple(shares), dict(dims), host)
 
@@ -84,7 +84,9 @@ def _cost(work: Work) -> float:
 def _share(device: str, how: How, members: Iterable[tuple[Placement, float]]) -> Share:
     members = sorted(members, key=lambda m: -m[1])
     names = tuple(dict.fromkeys(p.node.op.name for p, _ in members))
-    example = next((f"{p.node.op.name}: {p.reasons[0]}" for p, _ in members if p.reasons), "")
+    example = ""
+    if how != "native":
+        example = next((f"{p.node.op.name}: {p.reasons[0]}" for p, _ in members if p.reasons), "")
     return Share(device, how, names, len(members), sum(w for _, w in members), example)
 
 

@@ -8,11 +8,12 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pluggy
 
-from runtime.backend import BackendHooks
+from runtime.backend import BackendHooks, hookimpl
 from runtime.errors import PluginRejected, RuntimeFault
 
 HOOKS = tuple(sorted(name for name in vars(BackendHooks) if name.startswith("runtime_")))
@@ -28,18 +29,18 @@ def validate(plugin: Any, where: str) -> pluggy.HookRelay:
         raise PluginRejected(
             f"{where} is a class; the entry point must name an instance, e.g. plugin = {plugin.__name__}()"
         )
-    faults = [_misspelt(name) for name in _hook_like(plugin) if name not in HOOKS]
+    faults = [f"unknown hook {name}{suggest(name, HOOKS)}" for name in _hook_like(plugin) if name not in HOOKS]
+    if faults:
+        raise PluginRejected("; ".join(faults))
+    marked = _marked(plugin)
+    faults = [f"{name} lacks the decorator @hookimpl" for name in _hook_like(plugin) if name not in marked]
     if faults:
         raise PluginRejected("; ".join(faults))
     manager = pluggy.PluginManager("runtime")
     manager.add_hookspecs(BackendHooks)
-    for name in HOOKS:
-        if callable(getattr(plugin, name, None)) and manager.parse_hookimpl_opts(plugin, name) is None:
-            faults.append(f"{name} lacks the decorator @hookimpl")
-    if faults:
-        raise PluginRejected("; ".join(faults))
     try:
-        manager.register(plugin, name=where)
+        # only the hooks: pluggy evaluates every attribute of what it registers, and a property may be costly or raise
+        manager.register(SimpleNamespace(**{name: getattr(plugin, name) for name in marked}), name=where)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginRejected(" ".join(str(error).split())) from error
@@ -55,8 +56,14 @@ def _hook_like(plugin: Any) -> list[str]:
     return [name for name in names if not inspect.ismodule(inspect.getattr_static(plugin, name, None))]
 
 
-def _misspelt(name: str) -> str:
-    return f"unknown hook {name}{suggest(name, HOOKS)}"
+def _marked(plugin: Any) -> list[str]:
+    """Names of the methods that carry @hookimpl."""
+    found = []
+    for name in dir(plugin):
+        value = inspect.getattr_static(plugin, name, None)
+        if hasattr(getattr(value, "__func__", value), f"{hookimpl.project_name}_impl"):
+            found.append(name)
+    return found
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

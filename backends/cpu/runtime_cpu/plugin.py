@@ -1,0 +1,94 @@
+"""The hooks of the cpu backend, and the choice of what computes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from runtime.backend import (
+    BackendInfo,
+    Device,
+    DeviceConfig,
+    DeviceInfo,
+    InvalidArgument,
+    Manifest,
+    PluginRejected,
+    hookimpl,
+    host_memory,
+    reference_manifest,
+)
+from runtime_cpu.host import Cores, instruction_sets, processor_name, usable_cores
+
+NAME = "cpu"
+NO_NATIVE_KERNELS = "no native kernels: this build computes with the numpy reference, which is right and slow"
+
+
+class CpuBackend:
+    """One device, the processors of this host, which is always there."""
+
+    @hookimpl
+    def runtime_backend_info(self) -> BackendInfo:
+        """See `BackendHooks`. A probe finds something else when another number of cores may be used."""
+        cores = usable_cores()
+        return BackendInfo(NAME, "hal-runtime", probe_key=f"{cores.count} {cores.reason}")
+
+    @hookimpl
+    def runtime_manifest(self) -> Manifest:
+        """See `BackendHooks`."""
+        return reference_manifest(NAME)
+
+    @hookimpl
+    def runtime_probe(self) -> Sequence[DeviceInfo]:
+        """See `BackendHooks`."""
+        gigabytes_per_s = _measure()
+        # A reference must rank below any real accelerator, and above what declares itself a toy with a score of 0.
+        score = 1.0 + gigabytes_per_s / (gigabytes_per_s + 100.0)
+        return [replace(_describe(usable_cores()), score=round(score, 3))]
+
+    @hookimpl
+    def runtime_open(self, device: DeviceInfo, config: DeviceConfig) -> Device:
+        """See `BackendHooks`. Cores are counted again: the process may have been moved since the probe."""
+        cores = usable_cores()
+        if config.threads is not None:
+            if config.threads < 1:
+                raise InvalidArgument(f"{config.threads} threads are none", remedy="ask for 1 or more")
+            cores = Cores(config.threads, "as asked")
+        return _make_device(replace(_describe(cores), score=device.score), cores)
+
+
+def _make_device(info: DeviceInfo, cores: Cores) -> Device:
+    """What computes: the one place that knows which kernels this build has."""
+    from runtime_cpu.reference import CpuReferenceDevice
+
+    return CpuReferenceDevice(replace(info, notices=(NO_NATIVE_KERNELS,)), num_threads=cores.count)
+
+
+def _describe(cores: Cores) -> DeviceInfo:
+    _, total = host_memory()
+    details = {"threads": str(cores.count), "threads_reason": cores.reason, "isa": " ".join(instruction_sets())}
+    return DeviceInfo(
+        index=0, name=processor_name(), memory_bytes=total, score=1.0, details=details, notices=(NO_NATIVE_KERNELS,)
+    )
+
+
+def _measure() -> float:
+    """Run a checked matrix-vector product; GB/s of weights that it reads."""
+    import numpy as np
+
+    size, runs = 1024, 4
+    weight = (np.arange(size * size) % 7).reshape(size, size)
+    x = np.arange(size) % 5
+    stored = weight.astype(np.float32)
+    started = time.perf_counter()
+    for _ in range(runs):
+        y = stored @ x.astype(np.float32)
+    seconds = time.perf_counter() - started
+    if not np.array_equal(y.astype(np.int64), weight @ x):  # small integers: exact in float32
+        raise PluginRejected(
+            "a float32 matrix product of numpy is wrong on this processor", remedy="reinstall numpy for this machine"
+        )
+    return runs * stored.nbytes / max(seconds, 1e-9) / 1e9
+
+
+plugin = CpuBackend()
