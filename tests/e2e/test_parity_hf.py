@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runtime.formats import open_model
-from steps import HostRunner, generate_greedily, logits_in_chunks, open_runner, ragged_inputs
+from steps import ExecutorRunner, Runner, generate_greedily, logits_in_chunks, open_runner, ragged_inputs
 from tiny_models import CONFIGS, make_model, save_model
+
+from runtime.formats import open_model
 
 pytestmark = pytest.mark.oracle
 
-MAX_DIFFERENCE = 1e-3
+MAX_DIFFERENCE = 2e-4  # the goal is 1e-3; gelu and its tanh form differ by less than that
+
 PROMPT = [int(i) for i in np.random.default_rng(7).integers(3, 131, 21)]
 """Longer than every sliding window of the tiny models."""
 MAX_MODEL_LEN = 64
@@ -48,7 +51,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Tiny(request.param, folder, save_model(request.param, folder))
 
 
-def assert_parity(tiny: Tiny, runner: HostRunner) -> None:
+def assert_parity(tiny: Tiny, runner: Runner) -> None:
     expected = tiny.logits(PROMPT)
     assert expected.std() > 0.3
     for chunk in (len(PROMPT), 7, 1):
@@ -67,6 +70,20 @@ def test_directory_gives_the_logits_and_tokens_of_transformers(tiny: Tiny) -> No
         assert len(list(tiny.folder.glob("*.safetensors"))) > 1
     with open_model(tiny.folder) as model:
         assert_parity(tiny, open_runner(model, max_model_len=MAX_MODEL_LEN))
+
+
+def test_executor_gives_the_logits_and_tokens_of_transformers(tiny: Tiny) -> None:
+    with open_model(tiny.folder) as model:
+        assert_parity(tiny, open_runner(model, max_model_len=MAX_MODEL_LEN, make=ExecutorRunner))
+
+
+def test_executor_with_composites_taken_apart_gives_the_logits_of_transformers(tiny: Tiny) -> None:
+    make = partial(ExecutorRunner, composites=False)
+    with open_model(tiny.folder) as model:
+        runner = open_runner(model, max_model_len=MAX_MODEL_LEN, make=make)
+        assert not any(node.op.is_composite for node in runner.plan.graph)
+        found = logits_in_chunks(runner, PROMPT, 7)
+    assert np.abs(found - tiny.logits(PROMPT)).max() <= MAX_DIFFERENCE
 
 
 def test_gguf_gives_the_logits_and_tokens_of_transformers(tiny: Tiny, tmp_path: Path) -> None:

@@ -11,9 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from runtime.backend import ReferenceDevice
+from runtime.dtypes import TensorSpec
+from runtime.executor import Executor, make_plan
 from runtime.graph import Graph
 from runtime.models import WeightRecipe, build_graph, describe_model, load_weight_bytes, weight_source
-from runtime.ops import EXACT
+from runtime.ops import CATALOGUE, EXACT, Catalogue
 
 
 class Runner(Protocol):
@@ -56,7 +60,50 @@ class HostRunner:
         return values[logits.name]
 
 
-def open_runner(model: Any, *, max_model_len: int = 128, block_size: int = 4) -> HostRunner:
+class ExecutorRunner:
+    """The executor on one reference device; `composites` False hides the fused operations from it."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        recipes: dict[str, WeightRecipe],
+        data: Callable[[str], memoryview],
+        num_blocks: int,
+        composites: bool = True,
+    ):
+        catalogue = Catalogue()
+        for op in CATALOGUE:
+            if composites or not op.is_composite:
+                catalogue.add(op)
+        self.graph = graph
+        self.num_blocks = num_blocks
+        self.device = ReferenceDevice(catalogue=catalogue)
+        sizes = {"B": num_blocks}
+        self.block_size = next(iter(graph.states.values())).spec.resolve(sizes)[2]
+        self.plan = make_plan(graph, {"host": self.device.manifest}, fallback="forbid", state_dims=sizes)
+
+        def weight(name: str) -> tuple[TensorSpec, memoryview]:
+            return recipes[name].spec, load_weight_bytes(recipes[name], data)
+
+        self.executor = Executor(self.plan, {"host": self.device}, weight, sizes)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits [R, vocab_size] of one step."""
+        num_seqs, width = inputs["block_table"].shape
+        dims = {
+            "T": len(inputs["token_ids"]),
+            "S": num_seqs,
+            "Q": num_seqs + 1,
+            "P": width,
+            "R": len(inputs["logits_rows"]),
+        }
+        arrays = {name: np.asarray(array, dtype=np.int32) for name, array in inputs.items()}
+        return self.executor.run(arrays, dims)["logits"]
+
+
+def open_runner(
+    model: Any, *, max_model_len: int = 128, block_size: int = 4, make: Callable[..., Runner] = HostRunner
+) -> Any:
     """A runner for an open model file (kind, metadata, tensors, data)."""
     spec = describe_model(model.kind, model.metadata, model.tensors)
     graph = build_graph(
@@ -68,7 +115,7 @@ def open_runner(model: Any, *, max_model_len: int = 128, block_size: int = 4) ->
         kv_format="f32",
         max_num_logits=max_model_len,
     )
-    return HostRunner(graph, dict(weight_source(spec)), model.data, num_blocks=2 * max_model_len // block_size)
+    return make(graph, dict(weight_source(spec)), model.data, 2 * max_model_len // block_size)
 
 
 def ragged_inputs(

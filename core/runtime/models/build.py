@@ -68,7 +68,7 @@ def build_graph(
 def _logits(step: Step, x: Value) -> Value:
     """Only the rows that are wanted go through the last norm and the output matrix."""
     spec = step.spec
-    rows = step.norm("norm", step.op("gather_rows", "logits_rows", x=x, rows=step.logits_rows))
+    rows = step.norm("norm", step.op("gather_rows", "wanted_rows", x=x, rows=step.logits_rows))
     head = "embed_tokens" if spec.tie_word_embeddings else "lm_head"
     logits: Value = step.op("linear", "lm_head", x=rows, weight=step.weight(f"{head}.weight"))
     if spec.logits_multiplier != 1.0:

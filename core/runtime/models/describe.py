@@ -9,7 +9,7 @@ from runtime.dtypes import TensorSpec
 from runtime.errors import MalformedFile, Unsupported
 from runtime.models.from_gguf import spec_from_gguf
 from runtime.models.from_hf import spec_from_hf
-from runtime.models.spec import Kind, ModelSpec
+from runtime.models.spec import Kind, ModelSpec, RopeParameters
 from runtime.models.traits import ROWS, Architecture
 
 
@@ -59,5 +59,26 @@ def _check_sizes(spec: ModelSpec) -> None:
             raise MalformedFile(
                 f"{rope.rotary_dim} rotated elements per head of {spec.head_dim}: it must be even and at most that"
             )
-        if rope.theta <= 0:
-            raise MalformedFile(f"rope base {rope.theta} must be positive")
+        if rope.theta <= 1:
+            raise MalformedFile(f"rope base {rope.theta} must be above 1, or frequencies do not fall")
+        _check_scaling(rope)
+
+
+def _check_scaling(rope: RopeParameters) -> None:
+    """What would make the formulas of rope.py divide by zero."""
+    if rope.factor is not None and rope.factor <= 0:
+        raise MalformedFile(f"rope scaling factor {rope.factor} must be positive")
+    if rope.kind in ("linear", "dynamic", "llama3") and rope.factor is None:
+        raise MalformedFile(f"rope scaling '{rope.kind}' needs a factor")
+    if rope.kind == "dynamic" and rope.rotary_dim < 4:
+        raise MalformedFile(
+            f"rope scaling 'dynamic' needs at least 4 rotated elements, the model has {rope.rotary_dim}"
+        )
+    if rope.kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise MalformedFile(
+            f"rope scaling: high_freq_factor {rope.high_freq_factor} must exceed low_freq_factor {rope.low_freq_factor}"
+        )
+    if rope.kind == "yarn" and not (rope.beta_fast > 0 and rope.beta_slow > 0):
+        raise MalformedFile(f"rope scaling: beta_fast {rope.beta_fast} and beta_slow {rope.beta_slow} must be positive")
+    if rope.kind in ("yarn", "longrope") and rope.original_max_position_embeddings < 2:
+        raise MalformedFile(f"rope scaling '{rope.kind}' needs an original context of at least 2 tokens")

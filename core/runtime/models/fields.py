@@ -46,6 +46,13 @@ class Fields:
             raise self._wrong(key, value, "a finite number")
         return float(value)
 
+    def positive(self, key: str, default: Any = _MISSING) -> float:
+        """A finite number above zero."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise self._wrong(key, value, "above zero")
+        return value
+
     def flag(self, key: str, default: Any = _MISSING) -> bool:
         """True or false."""
         value = self.raw(key, default)
@@ -62,23 +69,38 @@ class Fields:
 
     def numbers(self, key: str, length: int | None = None) -> tuple[float, ...]:
         """A list of numbers, of the given length where one is given."""
-        value = self.raw(key)
-        if not _is_list(value) or any(isinstance(v, str) for v in value):
-            raise self._wrong(key, value, "a list of numbers")
-        if length is not None and len(value) != length:
-            raise self._wrong(key, value, f"a list of {length} numbers")
-        return tuple(float(v) for v in value)
+        values = self.items(key, length)
+        if not all(isinstance(v, int | float) for v in values):
+            raise self._wrong(key, values, "a list of numbers")
+        return tuple(float(v) for v in values)
+
+    def items(self, key: str, length: int | None = None, default: Any = _MISSING) -> Sequence[Any]:
+        """A list, of the given length where one is given."""
+        value = self.raw(key, default)
+        if not _is_list(value) or (length is not None and len(value) != length):
+            raise self._wrong(key, value, "a list" if length is None else f"a list of {length} values")
+        found: Sequence[Any] = value
+        return found
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """Nested fields; empty where there are none."""
+        value = self.raw(key, {})
+        if not isinstance(value, Mapping):
+            raise self._wrong(key, value, "an object with fields")
+        return value
 
     def _one(self, key: str, value: Any) -> Any:
         if not _is_list(value):
             return value
-        distinct = set(value)
+        distinct = set(map(repr, value))
+        if not distinct:
+            raise self._wrong(key, value, "a number, or a list of one number per layer")
         if len(distinct) != 1:
             raise Unsupported(
-                f"{self.where}: '{self.prefix}{key}' differs between layers ({sorted(distinct)}); "
+                f"{self.where}: '{self.prefix}{key}' differs between layers ({', '.join(sorted(distinct)[:5])}); "
                 "models whose layers have different sizes are not supported"
             )
-        return distinct.pop()
+        return value[0]
 
     def _wrong(self, key: str, value: Any, rule: str) -> MalformedFile:
         shown = repr(value)

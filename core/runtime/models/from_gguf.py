@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from runtime.dtypes import TensorSpec
@@ -40,7 +41,7 @@ def spec_from_gguf(row: Architecture, metadata: Mapping[str, Any], tensors: Mapp
         head_dim=head_dim,
         vocab_size=_vocab_size(metadata, keys, tensors),
         max_model_len=keys.integer("context_length"),
-        rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         layers=_layers(row, keys, num_layers, tensors, local="local" in ropes),
         ropes=ropes,
         attention_scale=_attention_scale(row, keys, hidden_size, num_heads, head_dim, num_layers),
@@ -54,7 +55,7 @@ def spec_from_gguf(row: Architecture, metadata: Mapping[str, Any], tensors: Mapp
         sinks=row.sinks,
         embed_scale=_embed_scale(row, keys, hidden_size),
         residual_multiplier=keys.number("residual_scale", 1.0) if row.multipliers else 1.0,
-        logits_multiplier=1.0 / keys.number("logit_scale", 1.0) if row.multipliers else 1.0,
+        logits_multiplier=1.0 / keys.positive("logit_scale", 1.0) if row.multipliers else 1.0,
         attention_softcap=keys.number("attn_logit_softcapping", row.hf_defaults.get("attn_logit_softcapping", 0.0)),
         logits_softcap=keys.number("final_logit_softcapping", row.hf_defaults.get("final_logit_softcapping", 0.0)),
         experts=experts,
@@ -67,7 +68,7 @@ def _vocab_size(metadata: Mapping[str, Any], keys: Fields, tensors: Mapping[str,
     embedding = tensors.get("token_embd.weight")
     if embedding is not None and len(embedding.shape) == 2:
         return embedding.resolve({})[0]
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    tokens = Fields(metadata, "GGUF metadata").items("tokenizer.ggml.tokens", default=())
     return len(tokens) if len(tokens) else keys.integer("vocab_size")
 
 
@@ -114,7 +115,7 @@ def _sliding(row: Architecture, keys: Fields, num_layers: int) -> list[bool]:
     if pattern is not None and not isinstance(pattern, int):
         return [bool(v) for v in keys.numbers(key, num_layers)]
     if row.window == "period":
-        period = row.window_period if pattern is None else int(pattern)
+        period = keys.integer(key, row.window_period)
         return [(i + 1) % period != 0 for i in range(num_layers)]
     return [row.window == "all"] * num_layers
 
@@ -216,7 +217,7 @@ def _scaled(
     extra = keys.number("rope.scaling.yarn_attn_factor", keys.number("rope.scaling.attn_factor", 1.0))
     if params.kind != "yarn" or extra == 1.0:
         return params
-    return RopeParameters(**{**params.__dict__, "attention_factor": extra * attention_factor(params)})
+    return replace(params, attention_factor=extra * attention_factor(params))
 
 
 def _has(presence: Presence, tensors: Mapping[str, TensorSpec], *names: str) -> bool:

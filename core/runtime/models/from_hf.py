@@ -32,8 +32,8 @@ _ROPE_KINDS: dict[str, RopeKind] = {
 
 def spec_from_hf(row: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> ModelSpec:
     """The spec of a directory with this config.json; raises MalformedFile where a field is missing or wrong."""
-    text = config.get("text_config")
-    keys = Fields({**row.hf_defaults, **(text if isinstance(text, Mapping) else config)}, "config.json")
+    text = Fields(config, "config.json").mapping("text_config")
+    keys = Fields({**row.hf_defaults, **(text or config)}, "config.json")
     _refuse_what_is_not_there(config, keys)
     hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
     num_layers = keys.integer("num_hidden_layers", most=MAX_LAYERS)
@@ -51,7 +51,7 @@ def spec_from_hf(row: Architecture, config: Mapping[str, Any], tensors: Mapping[
         head_dim=head_dim,
         vocab_size=keys.integer("vocab_size"),
         max_model_len=keys.integer("max_position_embeddings"),
-        rms_norm_eps=keys.number("rms_norm_eps"),
+        rms_norm_eps=keys.positive("rms_norm_eps"),
         layers=_layers(row, keys, num_layers, local="local" in ropes),
         ropes=ropes,
         attention_scale=_attention_scale(row, keys, head_dim),
@@ -66,8 +66,8 @@ def spec_from_hf(row: Architecture, config: Mapping[str, Any], tensors: Mapping[
         post_norms=row.post_norms,
         sinks=row.sinks,
         embed_scale=_embed_scale(row, keys, hidden_size),
-        residual_multiplier=keys.number("residual_multiplier") if row.multipliers else 1.0,
-        logits_multiplier=1.0 / keys.number("logits_scaling") if row.multipliers else 1.0,
+        residual_multiplier=keys.positive("residual_multiplier") if row.multipliers else 1.0,
+        logits_multiplier=1.0 / keys.positive("logits_scaling") if row.multipliers else 1.0,
         attention_softcap=keys.number("attn_logit_softcapping", 0.0),
         logits_softcap=keys.number("final_logit_softcapping", 0.0),
         experts=experts,
@@ -107,14 +107,14 @@ def _activation(row: Architecture, keys: Fields) -> str:
 def _embed_scale(row: Architecture, keys: Fields, hidden_size: int) -> float:
     if row.embed_scale == "sqrt_hidden_size":
         return math.sqrt(hidden_size)
-    return keys.number("embedding_multiplier") if row.embed_scale == "field" else 1.0
+    return keys.positive("embedding_multiplier") if row.embed_scale == "field" else 1.0
 
 
 def _attention_scale(row: Architecture, keys: Fields, head_dim: int) -> float:
     if row.query_scale == "attention_multiplier":
-        return keys.number("attention_multiplier")
+        return keys.positive("attention_multiplier")
     if row.query_scale == "query_pre_attn_scalar":
-        return 1.0 / math.sqrt(keys.number("query_pre_attn_scalar"))
+        return 1.0 / math.sqrt(keys.positive("query_pre_attn_scalar"))
     return 1.0 / math.sqrt(head_dim)
 
 
@@ -135,12 +135,11 @@ def _layers(row: Architecture, keys: Fields, num_layers: int, *, local: bool) ->
 
 def _sliding(row: Architecture, keys: Fields, num_layers: int) -> list[bool]:
     if keys.has("layer_types"):
-        types = keys.raw("layer_types")
+        types = [str(t) for t in keys.items("layer_types", num_layers)]
         known = {"full_attention": False, "sliding_attention": True}
-        if len(types) != num_layers or any(t not in known for t in types):
-            raise MalformedFile(
-                f"config.json: 'layer_types' must name {num_layers} layers, each one of {sorted(known)}"
-            )
+        unknown = sorted(set(types) - set(known))
+        if unknown:
+            raise Unsupported(f"layers of type {', '.join(unknown)} are not supported; supported: {', '.join(known)}")
         return [known[t] for t in types]
     if row.window == "all":
         return [True] * num_layers
@@ -165,9 +164,9 @@ def _rotating(row: Architecture, keys: Fields, num_layers: int) -> list[bool]:
 def _sparse(row: Architecture, keys: Fields, num_layers: int) -> list[bool]:
     if row.experts != "yes":
         return [False] * num_layers
-    dense = set(keys.raw("mlp_only_layers", ()))
+    dense = {str(i) for i in keys.items("mlp_only_layers", default=())}
     step = keys.integer("decoder_sparse_step", 1)
-    return [i not in dense and (i + 1) % step == 0 for i in range(num_layers)]
+    return [str(i) not in dense and (i + 1) % step == 0 for i in range(num_layers)]
 
 
 def _experts(row: Architecture, keys: Fields) -> ExpertSpec | None:
@@ -189,13 +188,13 @@ def _experts(row: Architecture, keys: Fields) -> ExpertSpec | None:
 
 
 def _ropes(row: Architecture, keys: Fields, head_dim: int) -> dict[str, RopeParameters]:
-    stated = keys.raw("rope_parameters", None)
-    scaling = keys.raw("rope_scaling", None)
-    if isinstance(stated, Mapping) and "full_attention" in stated:
-        by_layer = {"default": stated["full_attention"], "local": stated.get("sliding_attention", {})}
-        return {name: _rope(row, keys, head_dim, fields) for name, fields in by_layer.items()}
-    default = {**(scaling if isinstance(scaling, Mapping) else {}), **(stated if isinstance(stated, Mapping) else {})}
-    ropes = {"default": _rope(row, keys, head_dim, {"rope_theta": keys.raw("rope_theta", None), **default})}
+    stated = keys.mapping("rope_parameters")
+    if "full_attention" in stated:
+        by_layer = Fields(stated, "config.json rope_parameters")
+        kinds = {"default": "full_attention", "local": "sliding_attention"}
+        return {name: _rope(row, keys, head_dim, by_layer.mapping(kind)) for name, kind in kinds.items()}
+    default = {"rope_theta": keys.raw("rope_theta", None), **keys.mapping("rope_scaling"), **stated}
+    ropes = {"default": _rope(row, keys, head_dim, default)}
     if row.local_theta is not None:
         local = {"rope_theta": keys.number("rope_local_base_freq", row.local_theta)}
         ropes["local"] = _rope(row, keys, head_dim, local)

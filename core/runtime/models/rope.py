@@ -50,6 +50,8 @@ def inverse_frequencies(
                 f"rope factors have shape {factors.shape}; {params.rotary_dim} rotated elements per head "
                 f"need ({len(inv_freq)},)"
             )
+        if not (factors > 0).all():
+            raise MalformedFile(f"rope factors must be positive, the smallest is {factors.min()}")
         inv_freq = inv_freq / factors
     return inv_freq.astype(np.float32), attention_factor(params)
 
@@ -82,14 +84,13 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def _factor(params: RopeParameters) -> float:
-    if not params.factor or params.factor <= 0:
-        raise MalformedFile(f"rope scaling '{params.kind}' needs a positive factor, the file says {params.factor}")
+    assert params.factor is not None
     return params.factor
 
 
 def _extension(params: RopeParameters) -> float:
     if params.factor is not None:
-        return _factor(params)
+        return params.factor
     return params.max_position_embeddings / params.original_max_position_embeddings
 
 

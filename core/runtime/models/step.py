@@ -46,13 +46,32 @@ class Step:
         """The weight called `name`."""
         return self.builder.weight(name, self.recipes[name].spec)
 
-    def bias(self, name: str) -> Value | None:
+    def optional(self, name: str) -> Value | None:
         """The weight called `name` if the model has it."""
         return self.weight(name) if name in self.recipes else None
 
+    def weights(self, name: str, **ports: str) -> dict[str, Value | None]:
+        """Weight and bias of several projections by port name: q="q_proj" gives q_weight and q_bias."""
+        inputs: dict[str, Value | None] = {}
+        for port, projection in ports.items():
+            inputs[f"{port}_weight"] = self.weight(f"{name}{projection}.weight")
+            inputs[f"{port}_bias"] = self.optional(f"{name}{projection}.bias")
+        return inputs
+
+    @property
+    def batch(self) -> dict[str, Value]:
+        """The inputs that say which rows belong to which sequence, and where its keys are."""
+        return {
+            "block_table": self.block_table,
+            "query_start_loc": self.query_start_loc,
+            "seq_lens": self.seq_lens,
+        }
+
     def linear(self, name: str, x: Value) -> Value:
         """The projection `name`, with its bias if it has one."""
-        y: Value = self.op("linear", name, x=x, weight=self.weight(f"{name}.weight"), bias=self.bias(f"{name}.bias"))
+        y: Value = self.op(
+            "linear", name, x=x, weight=self.weight(f"{name}.weight"), bias=self.optional(f"{name}.bias")
+        )
         return y
 
     def norm(self, name: str, x: Value) -> Value:
@@ -67,11 +86,13 @@ class Step:
 
     @property
     def glu_attrs(self) -> dict[str, Any]:
-        """Attributes of the gated activation."""
-        kind = self.spec.activation
-        if kind != "swiglu_oai":
-            return {"kind": kind}
-        return {"kind": kind, "alpha": self.spec.activation_alpha, "limit": self.spec.activation_limit}
+        """Attributes of the dense gated activation."""
+        return {"kind": self.spec.activation}
+
+    @property
+    def expert_glu_attrs(self) -> dict[str, Any]:
+        """Attributes of the gated activation of experts."""
+        return {"kind": self.spec.activation, "alpha": self.spec.activation_alpha, "limit": self.spec.activation_limit}
 
     def inv_freq(self, key: str) -> Value:
         """Inverse frequencies of the rotary embedding `key`: a constant, or a weight where the file holds divisors."""

@@ -101,6 +101,8 @@ class Check:
 class Refusal:
     """An input that every implementation must refuse: specs and attributes that break a rule, and which rule.
 
+    `rule` says what must hold ("x and weight have the same K").
+
     Where the specs are fine and the contents break the rule, `values` holds the contents of integer inputs; such an
     input passes `infer` and the reference raises. Inputs that are not in `values` may hold anything, say zeros.
     """

@@ -54,22 +54,16 @@ def composite(
     def reference(r: Rounding, **given: Any) -> Any:
         values, constants = _separate(attrs, given)
         inner = _between_parts(r)
-
-        def run(op: Op, part_inputs: Mapping[str, Any], part_attrs: Attrs) -> tuple[Any, ...]:
-            return op.run_reference(inner, part_inputs, part_attrs)
-
-        results = _as_tuple(expand(Interpreter(run), values, constants))
+        interpreter = Interpreter(lambda op, tensors, settings: op.run_reference(inner, tensors, settings))
+        results = _as_tuple(expand(interpreter, values, constants))
         return tuple(
             result if port.name in overwritten else r("output", result)
             for port, result in zip(outputs, results, strict=True)
         )
 
     def infer(specs: Specs, constants: Attrs) -> tuple[TensorSpec, ...]:
-        def run(op: Op, part_inputs: Mapping[str, Any], part_attrs: Attrs) -> tuple[Any, ...]:
-            return op.infer_specs(part_inputs, part_attrs)
-
         try:
-            return _as_tuple(expand(Interpreter(run), specs, constants))
+            return _as_tuple(expand(Interpreter(Op.infer_specs), specs, constants))
         except InvalidArgument as fault:
             raise InvalidArgument(f"{name}@1 is impossible: {fault.message}", remedy=fault.remedy) from fault
 

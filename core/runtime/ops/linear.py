@@ -38,7 +38,7 @@ LINEAR = Op(
     check=Check("statistical"),
     rounding=("activation", "accumulate", "output"),
     laws=("row_independent", "batch_invariant"),
-    refusals=(Refusal("K of x and weight differ", {"x": ("f32", (2, 64)), "weight": ("f32", (8, 32))}),),
+    refusals=(Refusal("x and weight have the same K", {"x": ("f32", (2, 64)), "weight": ("f32", (8, 32))}),),
 )
 
 OPS = (LINEAR,)

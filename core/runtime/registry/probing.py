@@ -90,7 +90,7 @@ def _cached(cache: ProbeCache, backend: LoadedBackend) -> ProbeResult | None:
         return None
     try:
         return replace(ProbeResult.from_json(data), is_cached=True)
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, ValueError):
         return None  # written by another version of this file: probing again is the right answer
 
 

@@ -22,7 +22,7 @@ class Example(KernelBackend):
     @kernel("linear@1", x="f32", weight=("f32", "f16"), numerics=Numerics(activation="f32", accumulate="f32"))
     def linear(self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None) -> NDArray[Any]:
         """`x` [T, K] times `weight` [N, K]."""
-        y = x @ weight.T
+        y: NDArray[Any] = x @ weight.T
         return y if bias is None else y + bias
 
 

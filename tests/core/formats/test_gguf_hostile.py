@@ -110,13 +110,13 @@ def test_damaged_headers_give_typed_errors_in_bounded_time_and_memory(tmp_path, 
             mutant = mutate(rng, seeds)
             path.unlink(missing_ok=True)
             path.write_bytes(mutant)
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 use_everything(path)
                 outcomes["opened"] += 1
             except RuntimeFault as fault:
                 outcomes["refused"] += bool(str(fault))
-            slowest = max(slowest, time.perf_counter() - start)
+            slowest = max(slowest, time.process_time() - start)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -187,10 +187,10 @@ def test_a_path_that_is_no_model_is_an_invalid_argument(tmp_path):
 def test_a_huge_file_is_refused_at_once(make_gguf, save):
     path = save(make_gguf(tensors=[("a", (1 << 30,), F32, 0), ("b", (32,), 4, 1 << 32)]))
     os.truncate(path, 1 << 40)  # sparse: one tebibyte that takes no room
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(Unsupported, match=r"Q4_2"):
         open_model(path)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_arrays_that_only_a_huge_file_could_hold_are_refused(make_gguf, save):

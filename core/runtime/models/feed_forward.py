@@ -1,4 +1,4 @@
-"""Mixture of experts: routing, grouped projections, and the shared expert."""
+"""The feed-forward part of a layer: gated and dense, or a mixture of experts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from typing import Any
 from runtime.graph import Value
 from runtime.models.spec import ExpertSpec
 from runtime.models.step import Step
+
+
+def dense_ffn(step: Step, name: str, x: Value) -> Value:
+    """The gated feed-forward network."""
+    y: Value = step.op("swiglu_ffn", f"{name}mlp", step.glu_attrs, x=x, **ffn_inputs(step, name))
+    return y
+
+
+def ffn_inputs(step: Step, name: str) -> dict[str, Value | None]:
+    """Inputs of the composite swiglu_ffn, without x."""
+    return step.weights(name, gate="gate_proj", up="up_proj", down="down_proj")
 
 
 def experts(step: Step, name: str, x: Value) -> Value:
@@ -25,7 +36,7 @@ def _routed(step: Step, name: str, moe: ExpertSpec, x: Value) -> Value:
     ids, weights = step.op("moe_route", f"{name}route", route, logits=step.linear(f"{name}router", x))
     gate = _grouped(step, f"{name}experts.gate_proj", x, ids)
     up = _grouped(step, f"{name}experts.up_proj", x, ids)
-    h = step.op("glu", f"{name}experts.glu", step.glu_attrs, gate=gate, up=up)
+    h = step.op("glu", f"{name}experts.glu", step.expert_glu_attrs, gate=gate, up=up)
     return _grouped(step, f"{name}experts.down_proj", h, ids, weights)
 
 
@@ -34,7 +45,7 @@ def _shared(step: Step, name: str, x: Value) -> Value:
     route = {"top_k": 1, "score": "sigmoid", "normalize": False}
     ids, weights = step.op("moe_route", f"{name}route", route, logits=step.linear(f"{name}router", x))
     gate, up = step.linear(f"{name}gate_proj", x), step.linear(f"{name}up_proj", x)
-    h = step.op("glu", f"{name}glu", step.glu_attrs, gate=gate, up=up)
+    h = step.op("glu", f"{name}glu", step.expert_glu_attrs, gate=gate, up=up)
     return _grouped(step, f"{name}down_proj", h, ids, weights)
 
 
@@ -47,7 +58,7 @@ def _grouped(step: Step, name: str, x: Value, ids: Value, weights: Value | None 
         attrs,
         x=x,
         weight=step.weight(f"{name}.weight"),
-        bias=step.bias(f"{name}.bias"),
+        bias=step.optional(f"{name}.bias"),
         expert_ids=ids,
         expert_weights=weights,
     )

@@ -1,0 +1,62 @@
+"""The `runtime` command: one file per verb, imported only when the verb is used."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from runtime import __version__
+
+VERBS = {
+    "run": "answer a prompt, or chat",
+    "backends": "list backends and devices, and why others were refused",
+    "doctor": "check every backend stage by stage",
+    "inspect": "show what a model file holds, by its header alone",
+    "tokenize": "show the tokens of a text",
+    "plan": "show where a model would run and what memory it takes",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors are reported like every other error: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and how to get help; exit with 2."""
+        self.exit(2, f"error: {message}\n       see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command; returns the exit code (0 done, 2 refused or failed, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb not in VERBS:
+        return _top_level(arguments)
+    module = import_module(f"runtime.cli.{verb}")
+    parser = Parser(prog=f"runtime {verb}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    module.add_arguments(parser)
+    from runtime.cli.output import guarded
+
+    args = parser.parse_args(arguments[1:])
+    return guarded(lambda: module.run(args), as_json=getattr(args, "json", False))
+
+
+def _top_level(arguments: Sequence[str]) -> int:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {text}" for name, text in VERBS.items())
+    parser = Parser(
+        prog="runtime",
+        usage="runtime VERB [options]",
+        description="Runs large language models on whatever hardware is present.",
+        epilog=f"verbs:\n{verbs}\n\nruntime VERB --help tells the options of a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"runtime {__version__}")
+    _, rest = parser.parse_known_args(arguments)
+    if not arguments or arguments == ["help"]:
+        parser.print_help()
+        return 0
+    unknown: str = next((a for a in rest if not a.startswith("-")), rest[0] if rest else "")
+    return parser.error(f"'{unknown}' is no verb; verbs are {', '.join(VERBS)}")

@@ -1,0 +1,1 @@
+"""Requests, blocks, scheduling, sampling, and the loop that serves them."""

@@ -1,0 +1,233 @@
+"""Brings a model onto its devices: open, choose, fit, plan, load. Each decision is kept for the status lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
+from runtime.dtypes import FORMATS
+from runtime.engine.blocks import BlockPool
+from runtime.engine.config import EngineConfig
+from runtime.engine.context import ContextPlan, fit_context
+from runtime.engine.engine import Engine
+from runtime.engine.files import OpenedModel, open_for_engine
+from runtime.engine.runner import Runner
+from runtime.engine.sampler import Sampler
+from runtime.engine.scheduler import Scheduler
+from runtime.engine.status import status_lines
+from runtime.errors import InvalidArgument, MalformedFile, Unsupported
+from runtime.executor import Executor, Plan, make_plan
+from runtime.graph import Graph
+from runtime.models import ModelSpec, build_graph, kv_bytes_per_token, load_weight_bytes, weight_source
+from runtime.registry import Choice, choose, discover
+from runtime.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+HOST = "host"
+DEFAULT_BLOCK_SIZE = 16
+DEFAULT_KV_FORMAT = "f16"
+
+
+@dataclass
+class Loaded:
+    """A model on its devices, with everything that was decided on the way."""
+
+    config: EngineConfig
+    model: OpenedModel
+    choice: Choice
+    context: ContextPlan
+    kv_format: str
+    plan: Plan
+    devices: Mapping[str, Device]
+    executor: Executor
+    engine: Engine
+    status: tuple[str, ...] = field(default=())
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Sizes and traits of the model."""
+        return self.model.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **arguments: Any
+    ) -> str:
+        """The conversation as text, by the configured template or the model's own."""
+        template = self.tokenizer.chat_template(tools=tools, source=self.config.chat_template)
+        return template.render(list(messages), tools=tools, **arguments)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was decided, as plain data, for `runtime run --json`."""
+        return {
+            "model": self.model.name,
+            "backend": self.choice.backend.name,
+            "device": self.choice.device.name,
+            "why": self.choice.why,
+            "refused": [{"backend": r.name, "reason": r.reason} for r in self.choice.refused],
+            "max_model_len": self.context.max_model_len,
+            "context_limited_by": self.context.limited_by,
+            "kv_format": self.kv_format,
+            "plan": self.plan.to_json(),
+        }
+
+    def close(self) -> None:
+        """Free everything; closing twice is harmless."""
+        self.engine.close()
+        self.executor.close()
+        for device in self.devices.values():
+            device.close()
+        self.model.file.close()
+
+
+def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
+    """Load the model that `config` names; see `EngineConfig` for what can be asked."""
+    model = open_for_engine(config.model)
+    opened: list[Device] = []
+    try:
+        if config.check_tensors:
+            model.file.check_tensors(progress)
+        choice = choose(discover(), config.backend)
+        device = choice.backend.open(choice.device, DeviceConfig(threads=config.threads))
+        opened.append(device)
+        host = ReferenceDevice()
+        opened.append(host)
+        name = choice.backend.name if choice.device.index == 0 else f"{choice.backend.name}:{choice.device.index}"
+        devices = {name: device, HOST: host}
+        return _assemble(config, model, choice, devices, progress)
+    except BaseException:
+        for device in opened:
+            device.close()
+        model.file.close()
+        raise
+
+
+def plan_model(
+    model: OpenedModel,
+    config: EngineConfig,
+    manifests: Mapping[str, Manifest],
+    *,
+    free_bytes: int | None,
+) -> tuple[Plan, ContextPlan, str]:
+    """Decide context, KV cache and placement with manifests alone: no device needs to be present."""
+    block_size, kv_format = kv_layout(next(iter(manifests.values())), config.kv_format)
+    beside_weights = None if free_bytes is None else free_bytes - model.file.nbytes
+    context = fit_context(
+        requested=config.max_model_len,
+        model_limit=model.spec.max_model_len,
+        kv_bytes_per_token=kv_bytes_per_token(model.spec, FORMATS[kv_format]),
+        free_bytes=None if beside_weights is None else max(beside_weights, 0),
+        block_size=block_size,
+        max_num_seqs=config.max_num_seqs,
+    )
+    graph = build_graph(
+        model.spec,
+        max_num_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=context.max_model_len,
+        block_size=block_size,
+        kv_format=kv_format,
+    )
+    return _plan(graph, config, manifests, {"B": context.num_blocks}), context, kv_format
+
+
+def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
+    """Block size and format of the KV cache: the device's first layout that has the wanted format."""
+    if not manifest.kv_layouts:
+        return DEFAULT_BLOCK_SIZE, wanted or DEFAULT_KV_FORMAT
+    for layout in manifest.kv_layouts:
+        if wanted is None or wanted in layout.formats:
+            return layout.block_sizes[0], wanted or layout.formats[0]
+    offered = sorted({f for layout in manifest.kv_layouts for f in layout.formats})
+    raise Unsupported(
+        f"{manifest.backend} keeps no KV cache in {wanted}", remedy=f"formats it offers: {', '.join(offered)}"
+    )
+
+
+def _assemble(
+    config: EngineConfig,
+    model: OpenedModel,
+    choice: Choice,
+    devices: Mapping[str, Device],
+    progress: Progress | None,
+) -> Loaded:
+    manifests = {name: device.manifest for name, device in devices.items()}
+    free_bytes = min(free for free, _ in next(iter(devices.values())).memory().values())
+    plan, context, kv_format = plan_model(model, config, manifests, free_bytes=free_bytes)
+    recipes = weight_source(model.spec)
+    executor = Executor(
+        plan,
+        devices,
+        weights=lambda name: (recipes[name].spec, load_weight_bytes(recipes[name], model.file.data)),
+        state_dims={"B": context.num_blocks},
+        progress=progress,
+    )
+    vocab_size = model.spec.vocab_size
+    if model.tokenizer.vocab_size > vocab_size:
+        raise MalformedFile(
+            f"{model.name}: the tokenizer has {model.tokenizer.vocab_size} tokens, the model's embedding {vocab_size}"
+        )
+    sampler = Sampler(
+        vocab_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=context.max_model_len,
+        eos_token_ids=model.tokenizer.eos_token_ids,
+        token_text=lambda token_id: _token_text(model.tokenizer, token_id),
+        make_executor=lambda graph: Executor(_plan(graph, config, manifests), devices),
+    )
+    engine = Engine(
+        runner=Runner(executor, context.block_size),
+        sampler=sampler,
+        scheduler=Scheduler(
+            BlockPool(context.num_blocks, context.block_size),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        ),
+        tokenizer=model.tokenizer,
+        vocab_size=vocab_size,
+        max_model_len=context.max_model_len,
+    )
+    loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine)
+    loaded.status = status_lines(loaded)
+    return loaded
+
+
+def _token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """The token's text; empty for ids of a padded embedding that the tokenizer does not know."""
+    if token_id >= tokenizer.vocab_size:
+        return ""
+    return tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+
+def _plan(
+    graph: Graph,
+    config: EngineConfig,
+    manifests: Mapping[str, Manifest],
+    state_dims: Mapping[str, int] | None = None,
+) -> Plan:
+    return make_plan(
+        graph,
+        manifests,
+        host=HOST,
+        fallback=config.fallback,
+        overrides=parse_place(config.place),
+        state_dims=state_dims,
+    )
+
+
+def parse_place(text: str | None) -> list[tuple[str, str]]:
+    """`pattern=device,pattern=device` -> pairs; raises InvalidArgument where an entry is not of that form."""
+    pairs = []
+    for entry in (text or "").split(","):
+        if not entry.strip():
+            continue
+        pattern, _, device = entry.partition("=")
+        if not pattern.strip() or not device.strip():
+            raise InvalidArgument(f"place = {text!r}: '{entry}' is not of the form PATTERN=DEVICE")
+        pairs.append((pattern.strip(), device.strip()))
+    return pairs
