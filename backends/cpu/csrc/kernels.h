@@ -31,7 +31,7 @@ struct Linear {
     float* y;
     int64_t y_stride;            // elements between rows
     const float* bias;           // [n] or null
-    const float* residual;       // added after the bias: [rows, n] with stride y_stride, or null; may be y itself
+    const float* residual;       // added after the bias, from the same place as in y, with stride y_stride; or null; may be y
     const int32_t* scatter;      // row of y for each row (mixture of experts), or null: the identity
     const float* row_weights;    // factor for each row, applied before the residual, or null
     bool accumulate;             // y += instead of y =  (with scatter)
@@ -44,7 +44,7 @@ struct Scratch {
 };
 
 struct Kernels {
-    const char* name;            // "avx512-vnni", "avx2", ...
+    const char* name;            // "avx512-bf16", "avx2", ...
 
     // --- weights
     size_t (*packed_bytes)(int32_t format, int64_t n, int64_t k);
@@ -59,16 +59,19 @@ struct Kernels {
     void (*prepare)(int32_t kind, const float* x, int64_t x_stride, const int32_t* gather, int64_t rows, int64_t k,
                     void* dst, int64_t tile0, int64_t tile1);
     // A linear is cut into units of equal work that any thread may run in any order. The result does not depend on how
-    // units are shared out, nor on `rows`: one row gives the same bits alone and in any batch.
+    // units are shared out, nor on `rows`: one row gives the same bits alone and in any batch. Few rows: a unit is one
+    // panel, and successive units read one stream. `scratch` must hold linear_scratch(call) bytes, 64-byte aligned.
     int64_t (*linear_units)(const Linear& call);
     size_t (*linear_scratch)(const Linear& call);
     void (*linear)(const Linear& call, int64_t unit0, int64_t unit1, Scratch& scratch);
 };
 
-const Kernels* kernels_base();      // any x86-64 or other processor: GCC vector extensions
-const Kernels* kernels_avx2();      // null where the compiler or the architecture cannot build it
-const Kernels* kernels_avxvnni();
-const Kernels* kernels_avx512();    // AVX-512 F/BW/VL/VNNI, BF16 where the processor has it
-const Kernels* kernels_amx();
+// One per variant; cpuid.h says which of them the library holds and the processor can run.
+const Kernels* kernels_base();        // any processor: GCC vector extensions
+const Kernels* kernels_avx2();        // AVX2, FMA, F16C
+const Kernels* kernels_avxvnni();     // the same with AVX-VNNI
+const Kernels* kernels_avx512_256();  // AVX-512 VNNI at 256 bits: the code of avxvnni, testable on other processors
+const Kernels* kernels_avx512();      // AVX-512 F/BW/DQ/VL/VNNI
+const Kernels* kernels_avx512bf16();  // the same with AVX-512 BF16
 
 }  // namespace rt
