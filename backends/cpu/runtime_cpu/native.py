@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -60,8 +61,9 @@ class Library:
 @cache
 def load_library() -> Library | None:
     """The library next to this package, or None where none was built. One that does not fit raises PluginRejected."""
-    for name in LIBRARY_NAMES:
-        path = Path(__file__).with_name(name)
+    # An editable install has sources in one folder of the package and the built library in another.
+    folders = [Path(p) for p in sys.modules[__package__].__path__]
+    for path in (folder / name for folder in folders for name in LIBRARY_NAMES):
         if not path.exists():
             continue
         try:
