@@ -59,6 +59,15 @@ def native_manifest(library: Library, device: int, name: str) -> Manifest:
     return Manifest(name, rules=tuple(rules), kv_layouts=layouts, memory_pools=("host",), executes_regions=True)
 
 
+def manifest_of(library: Library, isa: str, name: str) -> Manifest:
+    """The manifest of a device with that instruction set, without opening one for work."""
+    device = library.rt_device_open(library.isas.index(isa), 1)
+    try:
+        return native_manifest(library, device, name)
+    finally:
+        library.rt_device_close(device)
+
+
 def packable_formats(library: Library, device: int) -> tuple[str, ...]:
     """Formats of weights that have kernels."""
     return tuple(n for n, number in GGML_TYPES.items() if library.rt_device_packed_bytes(device, number, 16, 256) > 0)

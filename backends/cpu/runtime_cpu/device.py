@@ -51,6 +51,11 @@ class NativeDevice:
         self._counters = {"kernels_run": 0, "bytes_uploaded": 0, "bytes_downloaded": 0, "host_compute_ns": 0}
 
     @property
+    def handle(self) -> int:
+        """The library's device."""
+        return self._device
+
+    @property
     def info(self) -> DeviceInfo:
         """Which device this is."""
         return self._info

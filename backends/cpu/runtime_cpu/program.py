@@ -59,6 +59,11 @@ class WeightStruct(ctypes.Structure):
         ("data", ctypes.c_void_p),
     ]
 
+    @property
+    def address(self) -> int:
+        """Where it lies."""
+        return ctypes.addressof(self)
+
 
 @dataclass(frozen=True)
 class Pointer:

@@ -238,6 +238,7 @@ void to_f32(int32_t format, const void* x, int64_t n, float* y) {
     }
 }
 
+typedef float vhalf __attribute__((vector_size(2 * RT_LANES)));
 typedef double vd __attribute__((vector_size(4 * RT_LANES)));
 typedef int64_t vl __attribute__((vector_size(4 * RT_LANES)));
 
@@ -262,11 +263,13 @@ double weights(const float* x, int64_t n, float top, double temperature, double*
     constexpr int L = kLanes / 2;
     vd total = {};
     for (int64_t i = 0; i < n; i += L) {
-        vd v = vd{} - (double)kInf;
-        for (int j = 0; j < L && i + j < n; j++) v[j] = (double)x[i + j];
-        const vd w = exp_f64((v - (double)top) / temperature);
+        vhalf part = vhalf{} - kInf;
+        const bool whole = i + L <= n;
+        if (whole) part = load_as<vhalf>(x + i);
+        else std::memcpy(&part, x + i, 4 * (size_t)(n - i));
+        const vd w = exp_f64((__builtin_convertvector(part, vd) - (double)top) / temperature);
         total += w;
-        std::memcpy(e + i, &w, 8 * (size_t)(n - i < L ? n - i : L));
+        std::memcpy(e + i, &w, whole ? sizeof(w) : 8 * (size_t)(n - i));
     }
     double sum = 0;
     for (int j = 0; j < L; j++) sum += total[j];

@@ -9,6 +9,10 @@ namespace rt {
 namespace {
 
 constexpr int64_t kGroup = 32;                       // columns whose largest stands for them
+constexpr int64_t kDrawGroup = 512;
+constexpr int64_t kFew = 256;
+constexpr int64_t kBuckets = 2048;
+constexpr double kRange = 40;                        // e^-40 of the largest weight and less share the last bucket
 constexpr double kLargestUniform = 1 - 0x1p-24;      // a generator's f64 may round to 1 when it is stored in f32
 
 }  // namespace
@@ -21,6 +25,7 @@ void Chooser::carve(uint8_t* memory, size_t* used) {
     order_ = carver.take<int32_t>(n_);
     weights_ = carver.take<double>(n_);
     distance_ = carver.take<double>(n_);
+    buckets_ = carver.take<double>(kBuckets);
     *used = carver.used();
 }
 
@@ -75,42 +80,6 @@ void Chooser::keep_top_k(const float* x, int64_t k) {
     all_ = false;
 }
 
-void Chooser::keep_nucleus(const float* x, double top_p) {
-    const double total = weigh(x);
-    const int64_t candidates = all_ ? n_ : count_;
-    for (int64_t n = 256;; n *= 16) {
-        // Positions in weights_ of what may be needed.
-        int64_t found = candidates;
-        if (all_) {
-            found = collect_largest(x, std::min(n, n_));
-            std::copy(ids_, ids_ + found, order_);
-        } else {
-            for (int64_t i = 0; i < found; i++) order_[i] = (int32_t)i;
-        }
-        const auto after = [&](int32_t a, int32_t b) {
-            return weights_[a] < weights_[b] || (weights_[a] == weights_[b] && a > b);
-        };
-        std::make_heap(order_, order_ + found, after);
-        double reached = 0;
-        int64_t taken = 0;
-        while (taken < found && (taken == 0 || reached < top_p)) {
-            std::pop_heap(order_, order_ + (found - taken), after);
-            reached += weights_[order_[found - ++taken]] / total;
-        }
-        if (reached < top_p && found < candidates && n < n_) continue;
-        int32_t* kept = order_ + (found - taken);
-        std::sort(kept, kept + taken);
-        for (int64_t i = 0; i < taken; i++) {
-            const int32_t id = all_ ? kept[i] : ids_[kept[i]];
-            values_[i] = all_ ? x[id] : values_[kept[i]];  // kept is ascending: nothing is overwritten too early
-            ids_[i] = id;
-        }
-        count_ = taken;
-        all_ = false;
-        return;
-    }
-}
-
 template <class Test>
 void Chooser::keep(const float* x, const Test& test) {
     int64_t kept = 0;
@@ -121,6 +90,75 @@ void Chooser::keep(const float* x, const Test& test) {
     }
     count_ = kept;
     all_ = false;
+}
+
+// A peaked distribution: if the largest few hundred weights reach `wanted`, nothing else needs to be looked at.
+void Chooser::keep_few(const float* x, double wanted) {
+    if (!all_ || n_ < 16 * kFew) return;
+    const int64_t found = collect_largest(x, kFew);
+    double sum = 0;
+    for (int64_t i = 0; i < found; i++) sum += weights_[ids_[i]];
+    if (sum < wanted) return;
+    for (int64_t i = 0; i < found; i++) {  // ids ascend: nothing is overwritten before it is read
+        values_[i] = x[ids_[i]];
+        weights_[i] = weights_[ids_[i]];
+    }
+    count_ = found;
+    all_ = false;
+}
+
+// The fewest most probable survivors that reach `top_p`. Their weights are summed up in buckets of nearly equal scores,
+// so that only the bucket in which the sum is reached must be sorted.
+void Chooser::keep_nucleus(const float* x, double top_p) {
+    const double wanted = top_p * weigh(x), steps = kBuckets / kRange / temperature_;
+    keep_few(x, wanted);
+    const float* values = all_ ? x : values_;
+    const auto bucket = [&](int64_t i) {
+        const double step = ((double)top_ - (double)values[i]) * steps;
+        return step < kBuckets - 1 ? (int64_t)step : kBuckets - 1;
+    };
+    std::fill(buckets_, buckets_ + kBuckets, 0.0);
+    for (int64_t i = 0; i < count_; i++) buckets_[bucket(i)] += weights_[i];
+    double reached = 0;
+    int64_t last = 0;
+    while (last < kBuckets - 1 && reached + buckets_[last] < wanted) reached += buckets_[last++];
+    int64_t found = 0;
+    for (int64_t i = 0; i < count_; i++)
+        if (bucket(i) == last) order_[found++] = (int32_t)i;
+    const auto before = [&](int32_t a, int32_t b) {
+        return weights_[a] > weights_[b] || (weights_[a] == weights_[b] && a < b);
+    };
+    std::sort(order_, order_ + found, before);
+    int64_t taken = 0;
+    while (taken < found && (reached < wanted || (taken == 0 && last == 0))) reached += weights_[order_[taken++]];
+    const int32_t border = taken ? order_[taken - 1] : -1;
+    keep(x, [&](int64_t i) {
+        const int64_t b = bucket(i);
+        return b < last || (b == last && border >= 0 && !before(border, (int32_t)i));
+    });
+}
+
+// The first survivor whose cumulative weight exceeds the share `uniform` of all: summed by groups, then within one.
+int64_t Chooser::draw(float uniform) {
+    const int64_t groups = (count_ + kDrawGroup - 1) / kDrawGroup;
+    double total = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        const double* w = weights_ + g * kDrawGroup;
+        const int64_t n = std::min(kDrawGroup, count_ - g * kDrawGroup);
+        double sums[8] = {};
+        for (int64_t i = 0; i < n; i++) sums[i % 8] += w[i];
+        for (double sum : sums) total += sum;
+        distance_[g] = total;
+    }
+    const double wanted = std::min((double)uniform, kLargestUniform) * total;
+    const int64_t group = std::min<int64_t>(std::upper_bound(distance_, distance_ + groups, wanted) - distance_, groups - 1);
+    double sum = group ? distance_[group - 1] : 0;
+    const int64_t end = std::min(count_, (group + 1) * kDrawGroup);
+    for (int64_t i = group * kDrawGroup; i < end; i++)
+        if ((sum += weights_[i]) > wanted) return i;
+    // Rounding: the group's sum exceeds what is wanted, that of its members does not.
+    for (int64_t i = end - 1;; i--)
+        if (weights_[i] > 0 || i == 0) return i;
 }
 
 int32_t Chooser::sample(const float* x, const Filters& filters, float uniform) {
@@ -136,12 +174,8 @@ int32_t Chooser::sample(const float* x, const Filters& filters, float uniform) {
         keep_probable(std::min((double)filters.min_p, 1.0), x);
     }
     if (filters.typical_p < 1) keep_typical(filters.typical_p, weigh(x), x);
-    const double total = weigh(x);
-    double sum = 0;
-    for (int64_t i = 0; i < count_; i++) weights_[i] = sum += weights_[i] / total;
-    const double wanted = std::min((double)uniform, kLargestUniform) * sum;
-    const int64_t drawn = std::upper_bound(weights_, weights_ + count_, wanted) - weights_;
-    return all_ ? (int32_t)drawn : ids_[drawn];
+    weigh(x);
+    return all_ ? (int32_t)draw(uniform) : ids_[draw(uniform)];
 }
 
 // Survivors whose weight relative to the most probable token is large enough.

@@ -26,12 +26,14 @@ private:
     void carve(uint8_t* memory, size_t* used);
     int64_t collect_largest(const float* x, int64_t k);
     void keep_top_k(const float* x, int64_t k);
+    void keep_few(const float* x, double wanted);
     void keep_nucleus(const float* x, double top_p);
     void keep_probable(double min_p, const float* x);
     void keep_typical(double mass, double total, const float* x);
     template <class Test>
     void keep(const float* x, const Test& test);
     double weigh(const float* x);
+    int64_t draw(float uniform);
 
     const RowKernels& rows_;
     const int64_t n_;
@@ -41,7 +43,7 @@ private:
     double temperature_ = 1;
     float *values_ = nullptr, *maxima_ = nullptr;
     int32_t *ids_ = nullptr, *order_ = nullptr;
-    double *weights_ = nullptr, *distance_ = nullptr;
+    double *weights_ = nullptr, *distance_ = nullptr, *buckets_ = nullptr;
 };
 
 }  // namespace rt
