@@ -10,6 +10,7 @@ namespace {
 
 struct Isa : Vectors {
     static constexpr int TILE_PANELS = 1;
+    static constexpr bool TILED = true;
     static constexpr bool HAS_BF16 = false;
 
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)

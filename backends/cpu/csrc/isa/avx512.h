@@ -18,6 +18,7 @@ struct Isa : Vectors {
     static constexpr bool HAS_BF16 = false;
 #endif
     static constexpr int TILE_PANELS = 2;
+    static constexpr bool TILED = true;
     static constexpr bool SIGNED_BYTES = false;
 
     template <int MAX>

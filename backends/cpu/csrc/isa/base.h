@@ -9,6 +9,7 @@ namespace {
 struct Isa : Vectors {
     static constexpr const char* NAME = "base";
     static constexpr int TILE_PANELS = 1;        // panels side by side in the microkernel for many rows
+    static constexpr bool TILED = false;           // several rows at once are not worth their code here
     static constexpr bool SIGNED_BYTES = false;  // whether Dot<255> takes weights off their bias of 128
     static constexpr bool HAS_BF16 = false;
 
