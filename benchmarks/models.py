@@ -76,7 +76,7 @@ def write_model(
 ) -> None:
     """Write `shape` with matrices in `fmt` (a GGUF format or a name of `MIXTURES`) to `path`.
 
-    vocab       GGUF file whose tokenizer is taken over; without one: a vocabulary of bytes, filled up with unused tokens
+    vocab       GGUF file whose tokenizer is taken over; without one: a vocabulary of bytes and unused tokens
     pool_bytes  of random blocks per format and standard deviation; memory is bounded by a few of them
 
     Norms, routers and rotary divisors are f32. As in llama.cpp's files the matrix that makes the logits is q6_k where
