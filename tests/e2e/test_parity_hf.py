@@ -16,7 +16,8 @@ from runtime.formats import open_model
 
 pytestmark = pytest.mark.oracle
 
-MAX_DIFFERENCE = 1e-3
+MAX_DIFFERENCE = 2e-4  # the goal is 1e-3; gelu and its tanh form differ by less than that
+
 PROMPT = [int(i) for i in np.random.default_rng(7).integers(3, 131, 21)]
 """Longer than every sliding window of the tiny models."""
 MAX_MODEL_LEN = 64

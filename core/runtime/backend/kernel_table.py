@@ -88,15 +88,15 @@ class Kernel:
 def kernels_of(backend: object, catalogue: Catalogue = CATALOGUE) -> list[Kernel]:
     """The kernels of a backend, in the order of their definition, base classes first.
 
+    A subclass that redefines a method without the decorator, or sets it to None, takes the kernel away.
     Raises InvalidArgument where a declaration does not fit its operation.
     """
-    found: dict[str, Callable[..., Any]] = {}
-    for cls in reversed(type(backend).__mro__):
-        found.update({name: f for name, f in vars(cls).items() if callable(f) and (hasattr(f, _MARK) or name in found)})
+    cls = type(backend)
+    names = dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base))
     return [
-        _make_kernel(backend, method, declaration, catalogue)
-        for method, function in found.items()
-        for declaration in getattr(function, _MARK, [])
+        _make_kernel(backend, name, declaration, catalogue)
+        for name in names
+        for declaration in getattr(getattr(cls, name, None), _MARK, ())
     ]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
-from runtime.dtypes import FORMATS, Span
+from runtime.dtypes import FORMATS
 from runtime.engine.blocks import BlockPool
 from runtime.engine.config import EngineConfig
 from runtime.engine.context import ContextPlan, fit_context
@@ -133,8 +133,7 @@ def plan_model(
         block_size=block_size,
         kv_format=kv_format,
     )
-    sized = replace(graph, dims={**graph.dims, "B": Span(context.num_blocks, context.num_blocks)})
-    return _plan(sized, config, manifests), context, kv_format
+    return plan_graph(graph, config, manifests, {"B": context.num_blocks}), context, kv_format
 
 
 def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
@@ -179,7 +178,7 @@ def _assemble(
         max_model_len=context.max_model_len,
         eos_token_ids=model.tokenizer.eos_token_ids,
         token_text=lambda token_id: _token_text(model.tokenizer, token_id),
-        make_executor=lambda graph: Executor(_plan(graph, config, manifests), devices),
+        make_executor=lambda graph: Executor(plan_graph(graph, config, manifests), devices),
     )
     engine = Engine(
         runner=Runner(executor, context.block_size),
@@ -205,8 +204,21 @@ def _token_text(tokenizer: Tokenizer, token_id: int) -> str:
     return tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
 
-def _plan(graph: Graph, config: EngineConfig, manifests: Mapping[str, Manifest]) -> Plan:
-    return make_plan(graph, manifests, host=HOST, fallback=config.fallback, overrides=parse_place(config.place))
+def plan_graph(
+    graph: Graph,
+    config: EngineConfig,
+    manifests: Mapping[str, Manifest],
+    state_dims: Mapping[str, int] | None = None,
+) -> Plan:
+    """Place a graph under the policy of `config`; raises FallbackForbidden, Unsupported or InvalidArgument."""
+    return make_plan(
+        graph,
+        manifests,
+        host=HOST,
+        fallback=config.fallback,
+        overrides=parse_place(config.place),
+        state_dims=state_dims,
+    )
 
 
 def parse_place(text: str | None) -> list[tuple[str, str]]:

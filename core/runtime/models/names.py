@@ -86,6 +86,8 @@ _MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 def alternatives(spec: ModelSpec, name: str, shape: Shape) -> Iterator[Alternative]:
     """Ways to make the weight `name` of `shape` from the tensors of a file of this kind, likeliest first."""
     layer, part, suffix = _split(name)
+    if part == "shared_expert.down_proj":
+        shape = shape[1:]  # a mixture of one here, a plain matrix in files
     yield from (_gguf if spec.kind == "gguf" else _hf)(spec, layer, part, suffix, shape)
 
 
@@ -159,7 +161,8 @@ def _hf(spec: ModelSpec, layer: int | None, part: str, suffix: str, shape: Shape
     elif part in ("ffn_norm", "attn_post_norm", "ffn_post_norm"):
         yield _whole(f"{block}{_hf_norm(spec, part)}.{suffix}", shape)
     elif part == "router":
-        for name in ("mlp.gate", "block_sparse_moe.gate", "mlp.router"):
+        columns = ARCHITECTURES[spec.architecture].experts_columns
+        for name in ("mlp.router",) if columns else ("mlp.gate", "block_sparse_moe.gate"):
             yield _whole(f"{block}{name}.{suffix}", shape)
     elif part.startswith("experts."):
         yield from _hf_experts(spec, block, part.removeprefix("experts."), suffix, shape)

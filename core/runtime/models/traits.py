@@ -260,6 +260,12 @@ ROWS: tuple[Architecture, ...] = (
             "sliding_window": 128,
             "num_local_experts": 128,
             "num_experts_per_tok": 4,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
         },
         activation="swiglu_oai",
         qkv_bias="yes",

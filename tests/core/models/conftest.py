@@ -1,6 +1,7 @@
-"""Headers are importable in the tests beside them."""
+"""Makes the modules beside the tests, and those of tests/support, importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "support")]
