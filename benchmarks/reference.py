@@ -1,4 +1,4 @@
-"""What `make bench` runs: the packaged demo model, by the backend that `auto` chooses; options go to `runtime bench`."""
+"""What `make bench` runs: the packaged demo model on the best backend; options go to `runtime bench`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from runtime.cli import main
 
-SIZES = ("--prefill", "256", "--decode", "16", "--depth", "0,512", "--batch", "1,8", "--repeat", "3")
+SIZES = ("--prefill", "128", "--decode", "8", "--depth", "0,256", "--batch", "1,4", "--repeat", "3")
 
 if __name__ == "__main__":
     sys.exit(main(["bench", *SIZES, *sys.argv[1:]]))

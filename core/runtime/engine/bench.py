@@ -168,7 +168,7 @@ class BenchSequences:
             start += count
 
     def prefill(self, num_tokens: int) -> float:
-        """Seconds that the first `num_tokens` tokens of the first sequence take; only the last row's logits are made."""
+        """Seconds that the first `num_tokens` tokens of the first sequence take, with the last row's logits."""
         steps = [(self.parts(1, start, count), [count - 1]) for start, count in self.chunks(0, num_tokens)]
         self._computed[0] = max(self._computed[0], num_tokens)
         return self._timed(steps)
