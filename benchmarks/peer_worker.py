@@ -62,29 +62,36 @@ class OurSubject:
         self._sequences = BenchSequences(self._loaded, BenchPlan((length,), 1, (length - 1,), (batch,)))
 
     def prefill(self, num_tokens: int) -> float:
+        """See `Subject`."""
         return self._sequences.prefill(num_tokens)
 
     def fill(self, batch: int, depth: int) -> None:
+        """See `Subject`."""
         self._sequences.fill(batch, depth, None)
 
     def decode(self, num_tokens: int, depth: int, batch: int) -> float:
+        """See `Subject`."""
         return self._sequences.decode(num_tokens, depth, batch)
 
     def logits(self, num_tokens: int) -> list[float]:
+        """See `Subject`."""
         (part,) = self._sequences.parts(1, 0, num_tokens)
         part.request.prompt_token_ids = fixed_tokens(num_tokens, self._loaded.spec.vocab_size)
         row = self._sequences.runner.forward([part], [num_tokens - 1])[0]
         return [float(x) for x in row]
 
     def facts(self) -> Mapping[str, Any]:
+        """See `Subject`."""
         return self._facts
 
     def ceilings(self) -> Mapping[str, float]:
+        """What the machine can do now, by `measure_ceilings`."""
         from runtime.engine.ceilings import measure_ceilings
 
         return measure_ceilings(next(iter(self._loaded.devices.values())), self._threads)
 
     def close(self) -> None:
+        """See `Subject`."""
         self._sequences.close()
         self._loaded.close()
 
@@ -111,6 +118,7 @@ class LlamaCppSubject:
         self._computed = [0] * config["max_num_seqs"]
 
     def prefill(self, num_tokens: int) -> float:
+        """See `Subject`."""
         self._peer.forget(0, 0)
         self._computed[0] = 0
         started = time.perf_counter()
@@ -118,6 +126,7 @@ class LlamaCppSubject:
         return time.perf_counter() - started
 
     def fill(self, batch: int, depth: int) -> None:
+        """See `Subject`."""
         for seq in range(batch):
             self._peer.forget(seq, depth)
             self._computed[seq] = min(self._computed[seq], depth)
@@ -127,6 +136,7 @@ class LlamaCppSubject:
                 self._computed[seq] = start + n
 
     def decode(self, num_tokens: int, depth: int, batch: int) -> float:
+        """See `Subject`."""
         self.fill(batch, depth)  # forgets what an earlier repetition has added
         seconds = 0.0
         for i in range(num_tokens):
@@ -138,6 +148,7 @@ class LlamaCppSubject:
         return seconds
 
     def logits(self, num_tokens: int) -> list[float]:
+        """See `Subject`."""
         self._peer.forget(0, 0)
         self._computed[0] = 0
         tokens = fixed_tokens(num_tokens, self._peer.vocab_size)
@@ -146,11 +157,13 @@ class LlamaCppSubject:
         return [float(x) for x in row]
 
     def facts(self) -> Mapping[str, Any]:
+        """See `Subject`."""
         import llama_cpp
 
         return {"llama_cpp_python": llama_cpp.__version__, "system": llama_cpp.llama_print_system_info().decode()}
 
     def close(self) -> None:
+        """See `Subject`."""
         self._peer.close()
 
 

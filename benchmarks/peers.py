@@ -29,7 +29,13 @@ PAUSE_S = 0.1
 """Between turns: threads of the engine that has just finished spin for a while before they sleep."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 FOLDER = Path(__file__).resolve().parent
-SPIN = "import os\nif hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+SPIN = """
+import os
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+while True:
+    pass
+"""
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,11 @@ class Comparison:
     values: dict[str, list[float]] = field(default_factory=lambda: {engine: [] for engine in ENGINES})
 
     def median(self, engine: str) -> float:
+        """Of an engine's repetitions."""
         return statistics.median(self.values[engine])
 
     def spread(self, engine: str) -> float:
+        """(largest - smallest) / median of an engine's repetitions."""
         values = self.values[engine]
         return (max(values) - min(values)) / self.median(engine)
 
@@ -78,6 +86,7 @@ class Comparison:
         return theirs / ours if self.unit == "s" else ours / theirs
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data."""
         return {
             "name": self.name,
             "unit": self.unit,
@@ -89,6 +98,7 @@ class Comparison:
         }
 
     def row(self) -> list[str]:
+        """Cells below `HEADER`."""
         cells = [self.name]
         for engine in ENGINES:
             cells += [f"{self.median(engine):.4g}".rjust(8), f"{100 * self.spread(engine):.0f} %".rjust(6)]
@@ -119,6 +129,7 @@ class Worker:
         return self._answer()
 
     def close(self) -> None:
+        """End the process and wait for it."""
         self._process.communicate(timeout=60)
 
     def _answer(self) -> Any:
