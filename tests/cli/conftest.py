@@ -24,7 +24,7 @@ TEMPLATE = (
 )
 SPECIAL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
-PLUGIN = '''
+PLUGIN = """
 from runtime.backend import BackendInfo, DeviceInfo, ReferenceDevice, hookimpl, reference_manifest
 from runtime.errors import PluginRejected
 
@@ -48,7 +48,7 @@ class Plugin:
         return ReferenceDevice(device, name="@name")
 
 plugin = Plugin()
-'''
+"""
 
 
 def plugin_source(name: str, *, probe: str = "runtime_probe", before: str = "pass") -> str:
@@ -169,7 +169,7 @@ def byte_characters() -> list[str]:
 
 def write_tiny(path: Path, *, architecture: str = "llama", nan_in: str | None = None, context: int = 128) -> None:
     """Write the model; `nan_in` puts a NaN into the tensor of that name."""
-    tokens = [*byte_characters(), *SPECIAL]
+    tokens = [*byte_characters(), *SPECIAL, "th"]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("Tiny Random")
     writer.add_license("apache-2.0")
@@ -185,7 +185,7 @@ def write_tiny(path: Path, *, architecture: str = "llama", nan_in: str | None = 
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * 256 + [3] * len(SPECIAL))
+    writer.add_token_types([1] * 256 + [3] * len(SPECIAL) + [1])
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
@@ -220,3 +220,68 @@ def tensor_shapes(vocab_size: int) -> dict[str, tuple[int, ...]]:
             f"blk.{i}.ffn_down.weight": (32, 64),
         }
     return shapes
+
+
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., None]:
+    """`write_model(path, architecture=..., nan_in=..., context=...)` writes a tiny model of another kind."""
+    return write_tiny
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data, which may be absent."""
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a Hugging Face directory."""
+    from safetensors.numpy import save_file
+
+    folder = tmp_path_factory.mktemp("hf")
+    save_file(hf_tensors(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(HF_CONFIG))
+    (folder / "tokenizer.json").write_text(json.dumps(HF_TOKENIZER))
+    return folder
+
+
+HF_CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 0,
+    "tie_word_embeddings": True,
+}
+HF_TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_characters())}, "merges": []},
+}
+
+
+def hf_tensors() -> dict[str, Any]:
+    rng = np.random.default_rng(7)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (256, 32), "model.norm.weight": (32,)}
+    for i in range(2):
+        shapes |= {
+            f"model.layers.{i}.input_layernorm.weight": (32,),
+            f"model.layers.{i}.post_attention_layernorm.weight": (32,),
+            f"model.layers.{i}.self_attn.q_proj.weight": (32, 32),
+            f"model.layers.{i}.self_attn.k_proj.weight": (16, 32),
+            f"model.layers.{i}.self_attn.v_proj.weight": (16, 32),
+            f"model.layers.{i}.self_attn.o_proj.weight": (32, 32),
+            f"model.layers.{i}.mlp.gate_proj.weight": (64, 32),
+            f"model.layers.{i}.mlp.up_proj.weight": (64, 32),
+            f"model.layers.{i}.mlp.down_proj.weight": (32, 64),
+        }
+    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}

@@ -25,13 +25,13 @@ def test_inspect_shows_architecture_sizes_and_formats(command: Callable, tiny: P
     facts = facts_of(result.out)
     assert result.code == 0
     assert facts["name"] == "Tiny Random"
-    assert facts["architecture"] == "llama · 35,296 parameters"
+    assert facts["architecture"] == "llama · 35,360 parameters"
     assert facts["license"] == "apache-2.0"
     assert facts["weights"] == "141 KB, 32.00 bits each: f32 141 KB (21 tensors)"
     assert facts["sizes"].startswith("hidden_size 32 · intermediate_size 64 · num_layers 2 · num_heads 4")
     assert facts["context"].startswith("128 tokens · KV cache per token 256 B as f32, 128 B as f16;")
     assert facts["rope"] == "theta 10000, 8 elements of a head"
-    assert "261 tokens, 5 of them special · BOS 256 <|bos|> (added) · EOS 257 <|end|>" in facts["tokenizer"]
+    assert "262 tokens, 5 of them special · BOS 256 <|bos|> (added) · EOS 257 <|end|>" in facts["tokenizer"]
     assert facts["chat template"] == "default (127 characters)"
     assert max(map(len, result.out.splitlines())) <= 120
 
@@ -39,7 +39,7 @@ def test_inspect_shows_architecture_sizes_and_formats(command: Callable, tiny: P
 def test_inspect_lists_tensors_and_metadata(command: Callable, tiny: Path) -> None:
     result = command("inspect", tiny, "--tensors", "--metadata")
     assert "llama.block_count  2" in result.out
-    assert '"... 261 elements"]' in result.out
+    assert '"... 262 elements"]' in result.out
     rows = [line.split() for line in result.out.splitlines()]
     assert ["blk.1.ffn_down.weight", "f32", "8.19", "KB", "32", "x", "64"] in rows
 
@@ -47,9 +47,9 @@ def test_inspect_lists_tensors_and_metadata(command: Callable, tiny: Path) -> No
 def test_inspect_as_json_is_one_object(command: Callable, tiny: Path) -> None:
     (facts,) = command("inspect", tiny, "--json", "--tensors", "--metadata").events
     assert facts["event"] == "model"
-    assert facts["num_parameters"] == 35296
+    assert facts["num_parameters"] == 35360
     assert facts["sizes"]["head_dim"] == 8
-    assert facts["formats"] == [{"format": "f32", "num_tensors": 21, "num_parameters": 35296, "bytes": 141184}]
+    assert facts["formats"] == [{"format": "f32", "num_tensors": 21, "num_parameters": 35360, "bytes": 141440}]
     assert facts["kv_bytes_per_token"] == {"f32": 256, "f16": 128}
     assert facts["tokenizer"]["end_of_generation"] == [{"id": 257, "text": "<|end|>"}]
     assert facts["metadata"]["llama.context_length"] == 128
@@ -63,7 +63,7 @@ def test_an_architecture_that_cannot_run_is_still_described(
     write_model(tmp_path / "new.gguf", architecture="mamba9")
     result = command("inspect", tmp_path / "new.gguf")
     assert result.code == 2
-    assert facts_of(result.out)["architecture"] == "mamba9 · 35,296 parameters"
+    assert facts_of(result.out)["architecture"] == "mamba9 · 35,360 parameters"
     assert "num_layers 2" in result.out
     assert "error: architecture 'mamba9' is not supported" in result.err
     assert "supported: " in result.err
@@ -82,8 +82,7 @@ def test_tokenize_shows_ids_with_readable_pieces(command: Callable, tiny: Path) 
     assert result.code == 0
     assert [line.strip() for line in result.out.splitlines()] == [
         "256  <|bos|>",
-        '83  "t"',
-        '71  "h"',
+        '261  "th"',
         '10  "\\n"',
         "195  bytes c3",
         "169  bytes a9",

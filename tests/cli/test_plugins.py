@@ -26,7 +26,7 @@ def test_backends_shows_every_plugin_with_its_state_and_reason(command: Callable
     assert row_of(result.out, "absent").split()[1] == "refused"
     assert row_of(result.out, "absent").endswith("probe: no chip on the bus")
     assert row_of(result.out, "broken").endswith("import: No module named 'libacme_that_is_missing'")
-    assert "did you mean 'runtime_probe'?" in result.out
+    assert "did you mean 'runtime_probe'?" in " ".join(result.out.split())
     assert "crashed with SIGABRT" in row_of(result.out, "crashing")
 
 

@@ -63,7 +63,9 @@ def _describe(facts: ModelFacts) -> str:
     if facts.formats:
         rows.append(("weights", _weights(facts)))
     sizes = [
-        f"{name} {value:.10g}" for name, value in facts.sizes.items() if name not in ("vocab_size", "max_model_len")
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in facts.sizes.items()
+        if name not in ("vocab_size", "max_model_len")
     ]
     if sizes:
         rows.append(("sizes", " · ".join(sizes)))

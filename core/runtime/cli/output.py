@@ -72,7 +72,7 @@ def status(line: str) -> None:
 
 def paint(text: str, code: str, stream: TextIO | None = None) -> str:
     """`text` in an ANSI style when `stream` (stderr) is a terminal and NO_COLOR is not set."""
-    if (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR"):
+    if text and (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR"):
         return f"\x1b[{code}m{text}\x1b[0m"
     return text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 NUM_LOGPROBS = 20
 """Alternatives per token that the sampling graph is planned for: the most that the OpenAI interface allows."""
-HOW = {"native": "32", "decomposed": "33", "host": "33"}
+LAYER = re.compile(r"\b\w+\.\d+\.(?:\w+\.)*(?=\w)")
+"""What precedes the last part of a name inside a layer: `layers.0.decoder_layer.` of `layers.0.decoder_layer.rope`."""
+UNKNOWN_COMPOSITE = re.compile(r"part of .*: no rule in manifest$")
+HOW = {"native": "32", "decomposed": "32", "converted": "33", "host": "33"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -266,7 +270,9 @@ def _where(device: str, how: str) -> str:
 
 
 def _why(placed: Placement) -> str:
-    """The reasons, without the name of the layer, so that layers that fare alike are one row."""
-    layer = placed.node.name.rpartition(".")[0]
-    reasons = (r.replace(f"{placed.node.name}.", "") for r in placed.reasons)
-    return "; ".join(dict.fromkeys(r.replace(f"{layer}.", "") if layer else r for r in reasons))
+    """The reasons, without what is the same for every backend of small kernels or differs only by layer.
+
+    That a composite is unknown to the manifest is no news for its parts: it is why composites have parts.
+    """
+    reasons = [LAYER.sub("", reason.replace(f"{placed.node.name}.", "")) for reason in placed.reasons]
+    return "; ".join(dict.fromkeys(r for r in reasons if not UNKNOWN_COMPOSITE.match(r)))
