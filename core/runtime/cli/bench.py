@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.cli.arguments import add_placement, model_path, placement
 from runtime.cli.machine import describe_machine
-from runtime.cli.output import LoadProgress, status, table
+from runtime.cli.output import LoadProgress, plural, status, table
 from runtime.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def describe(document: dict[str, Any]) -> str:
     ceilings = document["ceilings"]
     for name, unit in (("read_bytes_per_s", "GB/s read"), ("operations_per_s", "GOP/s")):
         before, after = ceilings["before"][name] / 1e9, ceilings["after"][name] / 1e9
-        lines.append(f"ceiling, {ceilings['threads']} threads: {before:.1f} {unit} before, {after:.1f} after")
+        lines.append(f"ceiling, {plural(ceilings['threads'], 'thread')}: {before:.1f} {unit} before, {after:.1f} after")
     resident = document["max_resident_bytes"]
     memory = "" if resident is None else f", at most {resident / 1e9:.2f} GB resident"
     lines.append(f"loaded in {document['load_s']:.2f} s{memory}")
