@@ -1,4 +1,4 @@
-"""How far an engine's arithmetic moves the answers: KL divergence from float64 on the same quantised weights."""
+"""How far an engine's arithmetic moves the answers: KL divergence from the references on the same quantised weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BLOCK_SIZE = 16
 
 
 def reference_logits(path: Path, token_ids: Sequence[int]) -> Logits:
-    """By the references of all operations on exactly decoded weights; activations, accumulators and KV are f32 at least."""
+    """By the references of all operations on exactly decoded weights; intermediates and KV are f32."""
     n = len(token_ids)
     with open_model(path) as model:
         spec = describe_model(model.kind, model.metadata, model.tensors)
@@ -81,7 +81,7 @@ def llama_cpp_logits(path: Path, token_ids: Sequence[int], threads: int) -> Logi
 
 
 def divergence(expected: Logits, found: Logits) -> dict[str, float]:
-    """Of the distributions after every token: mean and largest KL in nats; difference of logits; equal first choices."""
+    """Of the distributions after every token: KL in nats, difference of logits, share of equal first choices."""
     log_p, log_q = _log_softmax(expected), _log_softmax(found)
     kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
     return {
