@@ -17,9 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from models import FORMATS, MIXTURES, SHAPES, write_model
+from models import MIXTURES, SHAPES, write_model
+from random_blocks import FORMATS
 
 from runtime.cli.bench import machine_facts
+from runtime.cli.machine import describe_machine
 from runtime.cli.output import table
 from runtime.errors import RuntimeFault
 
@@ -276,7 +278,7 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/models"), help="where those are kept (build/models)")
     parser.add_argument("--vocab", type=Path, metavar="FILE", help="GGUF file whose tokenizer they take over")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=describe_machine().num_usable_cores)
     parser.add_argument("--backend", default="auto", help="of this runtime (auto)")
     parser.add_argument("--kv-format", help="of this runtime; llama.cpp keeps its default, f16")
     parser.add_argument("--repeat", type=int, help="turns of each engine (7; 3 with --quick)")

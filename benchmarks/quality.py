@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import FORMATS, MIXTURES, SHAPES, write_model
+from models import MIXTURES, SHAPES, write_model
 from numpy.typing import NDArray
+from random_blocks import FORMATS
 
 from runtime.backend import ReferenceDevice
 from runtime.dtypes import TensorSpec

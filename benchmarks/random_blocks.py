@@ -91,7 +91,7 @@ class RandomTensor:
 
     def tofile(self, file: BinaryIO) -> None:
         """Write it, as `numpy.ndarray.tofile` would: what `gguf.GGUFWriter.write_tensor_data` calls."""
-        flat = memoryview(np.ascontiguousarray(self._pool)).cast("B")
+        flat = np.ascontiguousarray(self._pool).data.cast("B")
         start, left = self._first * self._pool.shape[1], self.nbytes
         while left:
             part = flat[start : start + left]
