@@ -16,17 +16,15 @@ constexpr int TILE_ROWS = 6;
 enum ActivationKind : int32_t {
     AS_F32 = 0,        // [k][width] f32, k padded with zeros
     AS_BF16 = 1,       // [k / 2][width][2] bf16, k padded with zeros
-    AS_INT8 = 2,       // per 32 k an Int8Block<width>
+    AS_INT8 = 2,       // per 32 k an Int8Block
     AS_BF16_WIDE = 3,  // rounded to bf16, stored as AS_F32: for instruction sets without a bf16 dot product
 };
 
 // A block of 32 k of a tile, in memory: [8 groups][width][4] int8, then per row the negated sums of the first 16, the
 // last 16 and all 32 values (int32, [3][width]), then the scales (f32, [width]).
-template <int WIDTH>
 struct Int8Block {
-    static constexpr int SUMS = 32 * WIDTH, SCALES = 44 * WIDTH, BYTES = 48 * WIDTH;
+    static constexpr int SUMS = 32, SCALES = 44, BYTES = 48;  // times the width
 };
-constexpr int INT8_ROW_BYTES = Int8Block<1>::BYTES;
 
 inline uint16_t to_bf16(float x) {
     uint32_t bits;
@@ -42,7 +40,7 @@ struct Activations {
 
     // Bytes of one row, whatever the width of its tile.
     static int64_t row_bytes(int32_t kind, int64_t k) {
-        if (kind == AS_INT8) return k / BLOCK_K * INT8_ROW_BYTES;
+        if (kind == AS_INT8) return k / BLOCK_K * Int8Block::BYTES;
         return padded(k) * (kind == AS_BF16 ? 2 : 4);
     }
     // 64 bytes beyond the end keep vectors of other kernels from reading foreign memory.
@@ -67,7 +65,7 @@ struct Activations {
   private:
     // int8 to nearest even with scale amax / 127. A block with an infinity or NaN gets the scale NaN, so that it shows.
     static void quantise(const float* x, int64_t blocks, uint8_t* out, int m, int width) {
-        for (int64_t b = 0; b < blocks; ++b, x += BLOCK_K, out += 48 * width) {
+        for (int64_t b = 0; b < blocks; ++b, x += BLOCK_K, out += Int8Block::BYTES * width) {
             constexpr int N = BLOCK_K / I::LANES;
             F value[N];
             V most = V{};
@@ -96,7 +94,7 @@ struct Activations {
             }
             for (int g = 0; g < GROUPS; ++g) memcpy(out + (g * width + m) * 4, q + 4 * g, 4);
             const int32_t first = -I::reduce_add(sum[0]), last = -I::reduce_add(sum[1]), all = first + last;
-            uint8_t* sums = out + 32 * width + 4 * m;
+            uint8_t* sums = out + Int8Block::SUMS * width + 4 * m;
             memcpy(sums, &first, 4);
             memcpy(sums + 4 * width, &last, 4);
             memcpy(sums + 8 * width, &all, 4);

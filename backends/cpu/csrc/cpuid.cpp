@@ -7,12 +7,12 @@ namespace {
 bool always() { return true; }
 
 #if defined(__x86_64__) || defined(__i386__)
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 // __builtin_cpu_supports does not know "avxvnni" in every compiler this builds with; the operating system's part is
 // AVX's, which has_avx2 checked. Leaf 7, subleaf 1, EAX bit 4.
-bool has_avxvnni() {
+[[maybe_unused]] bool has_avxvnni() {
     unsigned eax = 7, ebx = 0, ecx = 1, edx = 0, most = 0;
     __asm__ volatile("cpuid" : "+a"(most), "=b"(ebx), "=c"(ecx), "=d"(edx) : "c"(0));
     if (most < 7 || !has_avx2()) return false;
@@ -20,12 +20,12 @@ bool has_avxvnni() {
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
     return eax >> 4 & 1;
 }
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+[[maybe_unused]] bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 const Variant VARIANTS[] = {

@@ -64,6 +64,8 @@ struct Kernels {
     int64_t (*linear_units)(const Linear& call);
     size_t (*linear_scratch)(const Linear& call);
     void (*linear)(const Linear& call, int64_t unit0, int64_t unit1, Scratch& scratch);
+    // A ceiling to measure against: `rounds` of independent byte dot products; returns the operations done.
+    double (*dot_products)(int64_t rounds);
 };
 
 // One per variant; cpuid.h says which of them the library holds and the processor can run.

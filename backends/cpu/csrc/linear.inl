@@ -112,40 +112,57 @@ struct Loops {
     }
 };
 
-using Microkernel = void (*)(const uint8_t*, int64_t, const uint8_t*, int64_t, float*, bool);
+// Runs a microkernel of a tile's width on one panel or two: two lie side by side in registers where there are 32 of them,
+// else one follows the other.
+using Microkernel = void (*)(const uint8_t*, int64_t, const uint8_t*, int64_t, float*, bool, int);
 
-// Two panels: side by side in registers where there are 32 of them, else one after the other.
-template <int PANELS>
-inline void call_pair(Microkernel kernel, const uint8_t* weights, int64_t stride, const uint8_t* activations,
-                      int64_t count, float* totals, bool first) {
-    for (int i = 0; i < 2; i += PANELS) kernel(weights + i * stride, stride, activations, count, totals + i * ROWS, first);
+template <class I, int PANELS>
+inline void call_kernel(const Microkernel* kernels, int width, const uint8_t* weights, int64_t stride,
+                        const uint8_t* activations, int64_t count, float* totals, bool first) {
+    constexpr int NR = I::TILE_PANELS < PANELS ? I::TILE_PANELS : PANELS;
+    for (int i = 0; i < PANELS; i += NR) {
+        const uint8_t* panel = weights + i * stride;
+        if (I::TILED) {
+            kernels[width - 1](panel, stride, activations, count, totals + i * ROWS, first, width);
+        } else {
+            for (int m = 0; m < width; ++m)
+                kernels[0](panel, stride, activations + 4 * m, count, totals + m * TILE_STRIDE + i * ROWS, first, width);
+        }
+    }
 }
+
+template <class I, class Format, int NR>
+struct Int8Kernels {
+    template <int MR>
+    static constexpr Microkernel kernel = multiply_int8<I, Format, I::TILED ? MR : 1, NR>;
+    static constexpr Microkernel BY_WIDTH[] = {kernel<1>, kernel<2>, kernel<3>, kernel<4>, kernel<5>, kernel<6>};
+};
+template <class I, class Format, int NR>
+struct PlainKernels {
+    template <int MR>
+    static constexpr Microkernel kernel = multiply_plain<I, Format, I::TILED ? MR : 1, NR>;
+    static constexpr Microkernel BY_WIDTH[] = {kernel<1>, kernel<2>, kernel<3>, kernel<4>, kernel<5>, kernel<6>};
+};
 
 template <class I, class Format>
 struct QuantisedKind {
     using Unpacked = UnpackedPanel<I, Format>;
-    using Large = std::conditional_t<Format::DIRECT, Format, typename Unpacked::Base>;
     static constexpr int64_t SLAB = INT8_SLAB;
-    static constexpr bool UNPACKS = !Format::DIRECT;
+    // Not where tiles are one panel wide: the unpacked bytes are loaded so often that decoding them again is cheaper.
+    static constexpr bool UNPACKS = !Format::DIRECT && (I::TILE_PANELS == 2 || !I::TILED);
+    using Large = std::conditional_t<UNPACKS, typename Unpacked::Base, Format>;
 
     static int64_t packed_bytes(int64_t k) { return ceil_div(k, BLOCK_K * Format::BLOCKS) * Format::UNIT_BYTES; }
     static int64_t unpacked_bytes(int64_t k) { return UNPACKS ? k / BLOCK_K * Unpacked::UNIT_BYTES : 0; }
-    static int64_t activation_bytes(int64_t k) { return k / BLOCK_K * INT8_ROW_BYTES; }
+    static int64_t activation_bytes(int64_t k) { return k / BLOCK_K * Int8Block::BYTES; }
     static void unpack(const uint8_t* packed, int64_t k, uint8_t* out) { Unpacked::unpack(packed, k / BLOCK_K, out); }
 
     static void multiply_packed(int width, const uint8_t* w, const uint8_t* a, int64_t k, float* totals) {
-        static constexpr Microkernel kernels[] = {
-            multiply_int8<I, Format, 1, 1>, multiply_int8<I, Format, 2, 1>, multiply_int8<I, Format, 3, 1>,
-            multiply_int8<I, Format, 4, 1>, multiply_int8<I, Format, 5, 1>, multiply_int8<I, Format, 6, 1>};
-        kernels[width - 1](w, 0, a, k / BLOCK_K, totals, true);
+        call_kernel<I, 1>(Int8Kernels<I, Format, 1>::BY_WIDTH, width, w, 0, a, k / BLOCK_K, totals, true);
     }
     static void multiply_pair(int width, const uint8_t* w, int64_t stride, const uint8_t* a, int64_t k, float* totals,
                               bool first) {
-        constexpr int NR = I::TILE_PANELS;
-        static constexpr Microkernel kernels[] = {
-            multiply_int8<I, Large, 1, NR>, multiply_int8<I, Large, 2, NR>, multiply_int8<I, Large, 3, NR>,
-            multiply_int8<I, Large, 4, NR>, multiply_int8<I, Large, 5, NR>, multiply_int8<I, Large, 6, NR>};
-        call_pair<NR>(kernels[width - 1], w, stride, a, k / BLOCK_K, totals, first);
+        call_kernel<I, 2>(Int8Kernels<I, Large, I::TILE_PANELS>::BY_WIDTH, width, w, stride, a, k / BLOCK_K, totals, first);
     }
 
     static void pack(const uint8_t* src, int64_t n, int64_t k, int64_t panel0, int64_t panel1, uint8_t* dst) {
@@ -184,20 +201,15 @@ struct PlainKind {
     static void unpack(const uint8_t*, int64_t, uint8_t*) {}
 
     static void multiply_packed(int width, const uint8_t* w, const uint8_t* a, int64_t k, float* totals) {
-        static constexpr Microkernel kernels[] = {
-            multiply_plain<I, Format, 1, 1>, multiply_plain<I, Format, 2, 1>, multiply_plain<I, Format, 3, 1>,
-            multiply_plain<I, Format, 4, 1>, multiply_plain<I, Format, 5, 1>, multiply_plain<I, Format, 6, 1>};
         for (int64_t k0 = 0; k0 < k; k0 += SLAB)
-            kernels[width - 1](w + packed_bytes(k0), 0, a + activation_bytes(k0) * width,
-                               padded(min_of(SLAB, k - k0)) / Format::STEP, totals, k0 == 0);
+            call_kernel<I, 1>(PlainKernels<I, Format, 1>::BY_WIDTH, width, w + packed_bytes(k0), 0,
+                              a + activation_bytes(k0) * width, padded(min_of(SLAB, k - k0)) / Format::STEP, totals,
+                              k0 == 0);
     }
     static void multiply_pair(int width, const uint8_t* w, int64_t stride, const uint8_t* a, int64_t k, float* totals,
                               bool first) {
-        constexpr int NR = I::TILE_PANELS;
-        static constexpr Microkernel kernels[] = {
-            multiply_plain<I, Format, 1, NR>, multiply_plain<I, Format, 2, NR>, multiply_plain<I, Format, 3, NR>,
-            multiply_plain<I, Format, 4, NR>, multiply_plain<I, Format, 5, NR>, multiply_plain<I, Format, 6, NR>};
-        call_pair<NR>(kernels[width - 1], w, stride, a, padded(k) / Format::STEP, totals, first);
+        call_kernel<I, 2>(PlainKernels<I, Format, I::TILE_PANELS>::BY_WIDTH, width, w, stride, a, padded(k) / Format::STEP,
+                          totals, first);
     }
 
     static void pack(const uint8_t* src, int64_t n, int64_t k, int64_t panel0, int64_t panel1, uint8_t* dst) {

@@ -31,24 +31,27 @@ constexpr FormatEntry plain(int32_t format, int32_t activation_kind) {
     return entry<PlainKind<Isa, Format<Isa>>>(format, activation_kind, 1);
 }
 
-constexpr FormatEntry ENTRIES[] = {
-    plain<F32Panel>(F32, AS_F32),
-    plain<F16Panel>(F16, AS_F32),
-    plain<BF16Panel>(BF16, Isa::HAS_BF16 ? AS_BF16 : AS_BF16_WIDE),
-    quantised<Q4_0Panel>(Q4_0),
-    quantised<Q4_1Panel>(Q4_1),
-    quantised<Q5_0Panel>(Q5_0),
-    quantised<Q5_1Panel>(Q5_1),
-    quantised<Q8_0Panel>(Q8_0),
-    quantised<Q2_KPanel>(Q2_K),
-    quantised<Q3_KPanel>(Q3_K),
-    quantised<Q4_KPanel>(Q4_K),
-    quantised<Q5_KPanel>(Q5_K),
-    quantised<Q6_KPanel>(Q6_K),
-    quantised<IQ4_NLPanel>(IQ4_NL),
-    quantised<IQ4_XSPanel>(IQ4_XS),
-    quantised<MXFP4Panel>(MXFP4),
-};
+// A variant that differs from another in a few formats only defines RT_FORMATS itself.
+#ifndef RT_FORMATS
+#define RT_FORMATS \
+    plain<F32Panel>(F32, AS_F32), \
+    plain<F16Panel>(F16, AS_F32), \
+    plain<BF16Panel>(BF16, Isa::HAS_BF16 ? AS_BF16 : AS_BF16_WIDE), \
+    quantised<Q4_0Panel>(Q4_0), \
+    quantised<Q4_1Panel>(Q4_1), \
+    quantised<Q5_0Panel>(Q5_0), \
+    quantised<Q5_1Panel>(Q5_1), \
+    quantised<Q8_0Panel>(Q8_0), \
+    quantised<Q2_KPanel>(Q2_K), \
+    quantised<Q3_KPanel>(Q3_K), \
+    quantised<Q4_KPanel>(Q4_K), \
+    quantised<Q5_KPanel>(Q5_K), \
+    quantised<Q6_KPanel>(Q6_K), \
+    quantised<IQ4_NLPanel>(IQ4_NL), \
+    quantised<IQ4_XSPanel>(IQ4_XS), \
+    quantised<MXFP4Panel>(MXFP4)
+#endif
+constexpr FormatEntry ENTRIES[] = {RT_FORMATS};
 
 const FormatEntry* find(int32_t format) {
     for (const FormatEntry& candidate : ENTRIES)
@@ -74,8 +77,25 @@ void linear(const Linear& call, int64_t unit0, int64_t unit1, Scratch& scratch) 
     find(call.weight->format)->run(call, unit0, unit1, scratch);
 }
 
+double dot_products(int64_t rounds) {
+    using Dot = Isa::Dot<255>;
+    constexpr int CHAINS = Isa::PARTS == 1 ? 16 : 8, STEPS = 8;  // enough for every pipe, few enough for the registers
+    Isa::V w = Isa::set_bytes(3), a = Isa::set_bytes(1), sum = Isa::V{};
+    Dot dot[CHAINS];
+    RT_UNROLL for (int i = 0; i < CHAINS; ++i) dot[i].begin(Isa::V{});
+    for (int64_t round = 0; round < rounds; ++round)
+        RT_UNROLL for (int j = 0; j < STEPS; ++j)
+            RT_UNROLL for (int i = 0; i < CHAINS; ++i) {
+                Isa::hide(w);
+                dot[i].step(w, a, j);
+            }
+    RT_UNROLL for (int i = 0; i < CHAINS; ++i) sum += dot[i].end<STEPS>(Isa::V{});
+    Isa::hide(sum);
+    return double(rounds) * STEPS * CHAINS * Isa::BYTES * 2;
+}
+
 // Fills the part of the table that this file is about.
-void set_linear(Kernels& table) {
+inline void set_linear(Kernels& table) {
     table.name = Isa::NAME;
     table.packed_bytes = packed_bytes;
     table.pack = pack;
@@ -86,6 +106,7 @@ void set_linear(Kernels& table) {
     table.linear_units = linear_units;
     table.linear_scratch = linear_scratch;
     table.linear = linear;
+    table.dot_products = dot_products;
 }
 
 }  // namespace

@@ -14,25 +14,28 @@ namespace {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Where an instruction set is not TILED, its microkernels take one row at a time out of a tile of `tile_width`; elsewhere
+// MR is the width.
 constexpr int TILE_STRIDE = 2 * ROWS;  // floats between rows of a tile of totals: two panels side by side
 
 // Block `b` of a unit, for the rows of vector `part` of each panel.
 template <class I, class Format, int MR, int NR>
 RT_INLINE void multiply_block(const typename Format::Header (&header)[NR], const uint8_t* unit, int64_t panel_bytes,
-                              int b, int part, const uint8_t* activations, typename I::F (&total)[MR][NR]) {
+                              int b, int part, const uint8_t* activations, int width,
+                              typename I::F (&total)[MR][NR]) {
     using V = typename I::V;
     using F = typename I::F;
     constexpr int SUBS = BLOCK_K / Format::SUB, STEPS = GROUPS / SUBS;
     constexpr int CHAINS = MR * NR <= 4 ? 2 : 1;  // a dot product takes four cycles; few rows need more of them in flight
     constexpr bool BIASED = Format::LOG_BIAS != NO_BIAS && !(Format::MAX == 255 && I::SIGNED_BYTES);
-    const uint8_t* sums = activations + Int8Block<MR>::SUMS + (SUBS == 1 ? 8 * MR : 0);
+    const uint8_t* sums = activations + Int8Block::SUMS * width + (SUBS == 1 ? 8 * width : 0);
 
     F partial[MR][NR];
     RT_UNROLL for (int s = 0; s < SUBS; ++s) {
         V start[MR];
         typename I::template Dot<Format::MAX> dot[CHAINS][MR][NR];
         RT_UNROLL for (int m = 0; m < MR; ++m) {
-            start[m] = BIASED ? I::shift_left(I::splat(sums + 4 * (s * MR + m)), Format::LOG_BIAS) : V{};
+            start[m] = BIASED ? I::shift_left(I::splat(sums + 4 * (s * width + m)), Format::LOG_BIAS) : V{};
             RT_UNROLL for (int n = 0; n < NR; ++n) {
                 dot[0][m][n].begin(start[m]);
                 if (CHAINS == 2) dot[CHAINS - 1][m][n].begin(V{});
@@ -44,7 +47,7 @@ RT_INLINE void multiply_block(const typename Format::Header (&header)[NR], const
                 Format::pair(unit + n * panel_bytes, b, s * STEPS / 2 + j, part, w[0][n], w[1][n]);
             RT_UNROLL for (int i = 0; i < 2; ++i)
                 RT_UNROLL for (int m = 0; m < MR; ++m) {
-                    V a = I::splat(activations + 4 * ((s * STEPS + 2 * j + i) * MR + m));
+                    V a = I::splat(activations + 4 * ((s * STEPS + 2 * j + i) * width + m));
                     RT_UNROLL for (int n = 0; n < NR; ++n) {
                         if (CHAINS == 2) dot[CHAINS == 2 ? i : 0][m][n].step(w[i][n], a, j);
                         else dot[0][m][n].step(w[i][n], a, 2 * j + i);
@@ -63,11 +66,11 @@ RT_INLINE void multiply_block(const typename Format::Header (&header)[NR], const
                 F product = I::to_float(sum) * scale[n];
                 partial[m][n] = s == 0 ? product : partial[m][n] + product;
                 if (Format::HAS_MIN)
-                    partial[m][n] = partial[m][n] - minimum[n] * I::to_float(I::splat(sums + 4 * (s * MR + m)));
+                    partial[m][n] = partial[m][n] - minimum[n] * I::to_float(I::splat(sums + 4 * (s * width + m)));
             }
     }
     RT_UNROLL for (int m = 0; m < MR; ++m) {
-        F scale = I::splat_float(activations + Int8Block<MR>::SCALES + 4 * m);
+        F scale = I::splat_float(activations + Int8Block::SCALES * width + 4 * m);
         RT_UNROLL for (int n = 0; n < NR; ++n) total[m][n] = total[m][n] + partial[m][n] * scale;
     }
 }
@@ -75,8 +78,9 @@ RT_INLINE void multiply_block(const typename Format::Header (&header)[NR], const
 // totals[MR][TILE_STRIDE] (+)= activations x `blocks` blocks of NR panels.
 template <class I, class Format, int MR, int NR>
 __attribute__((noinline)) void multiply_int8(const uint8_t* weights, int64_t panel_bytes, const uint8_t* activations,
-                                             int64_t blocks, float* totals, bool first) {
+                                             int64_t blocks, float* totals, bool first, int tile_width) {
     using F = typename I::F;
+    const int width = I::TILED ? MR : tile_width;
     F total[I::PARTS][MR][NR];
     for (int part = 0; part < I::PARTS; ++part)
         RT_UNROLL for (int m = 0; m < MR; ++m)
@@ -90,7 +94,7 @@ __attribute__((noinline)) void multiply_int8(const uint8_t* weights, int64_t pan
             RT_UNROLL for (int n = 0; n < NR; ++n) header[n] = Format::header(weights + n * panel_bytes, part);
             const auto multiply = [&](int b) __attribute__((always_inline)) {
                 multiply_block<I, Format, MR, NR>(header, weights, panel_bytes, b, part,
-                                                  activations + b * Int8Block<MR>::BYTES, total[part]);
+                                                  activations + b * width * Int8Block::BYTES, width, total[part]);
             };
             // unrolled, shifts and addresses are constants, which counts where a weight is used once or twice
             if constexpr (I::PARTS == 1 && MR <= 2) {
@@ -104,7 +108,7 @@ __attribute__((noinline)) void multiply_int8(const uint8_t* weights, int64_t pan
             }
         }
         weights += Format::UNIT_BYTES;
-        activations += Format::BLOCKS * Int8Block<MR>::BYTES;
+        activations += Format::BLOCKS * width * Int8Block::BYTES;
     }
     for (int part = 0; part < I::PARTS; ++part)
         RT_UNROLL for (int m = 0; m < MR; ++m)
@@ -115,13 +119,13 @@ __attribute__((noinline)) void multiply_int8(const uint8_t* weights, int64_t pan
 // One step of a plain format: two chains per output element, because a multiply-add takes four cycles and more.
 template <class I, class Format, int MR, int NR>
 RT_INLINE void multiply_step(const uint8_t* weights, int64_t panel_bytes, int64_t i, int part,
-                             const uint8_t* activations, typename I::F (&total)[2][MR][NR]) {
+                             const uint8_t* activations, int width, typename I::F (&total)[2][MR][NR]) {
     if constexpr (Format::STEP == 4) {
         typename I::V w[2][NR];
         RT_UNROLL for (int n = 0; n < NR; ++n) Format::step(weights + n * panel_bytes, i, part, w[0][n], w[1][n]);
         RT_UNROLL for (int chain = 0; chain < 2; ++chain)
             RT_UNROLL for (int m = 0; m < MR; ++m) {
-                typename I::V a = I::splat(activations + 4 * ((2 * i + chain) * MR + m));
+                typename I::V a = I::splat(activations + 4 * ((2 * i + chain) * width + m));
                 RT_UNROLL for (int n = 0; n < NR; ++n)
                     total[chain][m][n] = I::dot_bf16(total[chain][m][n], w[chain][n], a);
             }
@@ -130,7 +134,7 @@ RT_INLINE void multiply_step(const uint8_t* weights, int64_t panel_bytes, int64_
         RT_UNROLL for (int n = 0; n < NR; ++n) Format::step(weights + n * panel_bytes, i, part, w[0][n], w[1][n]);
         RT_UNROLL for (int chain = 0; chain < 2; ++chain)
             RT_UNROLL for (int m = 0; m < MR; ++m) {
-                typename I::F a = I::splat_float(activations + 4 * ((2 * i + chain) * MR + m));
+                typename I::F a = I::splat_float(activations + 4 * ((2 * i + chain) * width + m));
                 RT_UNROLL for (int n = 0; n < NR; ++n)
                     total[chain][m][n] = I::fma(w[chain][n], a, total[chain][m][n]);
             }
@@ -140,12 +144,13 @@ RT_INLINE void multiply_step(const uint8_t* weights, int64_t panel_bytes, int64_
 // totals[MR][TILE_STRIDE] (+)= activations x `steps` steps of NR panels. Chains end with each slab of k.
 template <class I, class Format, int MR, int NR>
 __attribute__((noinline)) void multiply_plain(const uint8_t* weights, int64_t panel_bytes, const uint8_t* activations,
-                                              int64_t steps, float* totals, bool first) {
+                                              int64_t steps, float* totals, bool first, int tile_width) {
     using F = typename I::F;
+    const int width = I::TILED ? MR : tile_width;
     RT_NO_UNROLL for (int part = 0; part < I::PARTS; ++part) {
         F total[2][MR][NR] = {};
         for (int64_t i = 0; i < steps; ++i)
-            multiply_step<I, Format, MR, NR>(weights, panel_bytes, i, part, activations, total);
+            multiply_step<I, Format, MR, NR>(weights, panel_bytes, i, part, activations, width, total);
         RT_UNROLL for (int m = 0; m < MR; ++m)
             RT_UNROLL for (int n = 0; n < NR; ++n) {
                 float* to = totals + m * TILE_STRIDE + n * ROWS + part * I::LANES;

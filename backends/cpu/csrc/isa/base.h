@@ -9,6 +9,7 @@ namespace {
 struct Isa : Vectors {
     static constexpr const char* NAME = "base";
     static constexpr int TILE_PANELS = 1;        // panels side by side in the microkernel for many rows
+    static constexpr bool TILED = false;           // several rows at once are not worth their code here
     static constexpr bool SIGNED_BYTES = false;  // whether Dot<255> takes weights off their bias of 128
     static constexpr bool HAS_BF16 = false;
 
@@ -35,6 +36,8 @@ struct Isa : Vectors {
         inline __attribute__((always_inline)) V end(V) { return sum; }
     };
 
+    // The compiler must believe that `v` has changed.
+    RT_INLINE void hide(V& v) { __asm__ volatile("" : "+m"(v)); }
     RT_INLINE F load_half(const void* p) {
         V h = load_u16(p);
         // shifted into place, the exponent is 112 too small; the product also turns subnormals into normals
