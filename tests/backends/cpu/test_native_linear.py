@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.dtypes import FORMATS, Format
 
 sys.path.insert(0, str(Path(__file__).parent))
-from native_library import NativeLinear, build  # noqa: E402
+from native_library import NativeLinear, build
 
 QUANTISED = (
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"),
@@ -21,8 +21,19 @@ PLAIN = ("f32", "f16", "bf16")
 ROWS = (1, 2, 3, 5, 6, 7, 13, 40)
 # byte offsets of the float16 scales in a block
 HALVES = {
-    **{"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "q2_k": (80, 82), "q3_k": (108,)},
-    **{"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": ()},
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q8_0": (0,),
+    "q2_k": (80, 82),
+    "q3_k": (108,),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
+    "iq4_nl": (0,),
+    "iq4_xs": (0,),
+    "mxfp4": (),
 }
 
 every_format = pytest.mark.parametrize("name", [*QUANTISED, *PLAIN])
