@@ -190,6 +190,26 @@ def test_bias_and_residual_are_added_after_the_product(native: NativeLinear, row
         np.testing.assert_array_equal(y, (plain + bias) + residual)
 
 
+@pytest.mark.parametrize("rows", [5, 30])
+def test_gathered_rows_are_weighted_and_added_where_they_are_scattered(native: NativeLinear, rows: int) -> None:
+    fmt = FORMATS["q4_0"]
+    n, k = 37, 96
+    raw, x = random_weight(fmt, n, k), random_activations(50, k)
+    rng = np.random.default_rng(3)
+    gather, scatter = (rng.permutation(50)[:rows].astype(np.int32) for _ in range(2))
+    weights = rng.standard_normal(rows).astype(np.float32)
+    before = rng.standard_normal((50, n)).astype(np.float32)
+    for isa in native.isas:
+        packed = native.pack(isa, ggml_type(fmt), raw, n, k)
+        expected = before.copy()
+        expected[scatter] += native.linear(isa, ggml_type(fmt), packed, x[gather], n) * weights[:, None]
+        y = before.copy()
+        native.linear(
+            *(isa, ggml_type(fmt), packed, x, n), gather=gather, scatter=scatter, row_weights=weights, into=y, threads=2
+        )
+        np.testing.assert_array_equal(y, expected)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_an_activation_that_is_not_finite_shows_in_its_row_alone(native: NativeLinear, bad: float) -> None:
     fmt = FORMATS["q4_0"]
