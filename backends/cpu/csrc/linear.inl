@@ -147,9 +147,10 @@ struct PlainKernels {
 template <class I, class Format>
 struct QuantisedKind {
     using Unpacked = UnpackedPanel<I, Format>;
-    using Large = std::conditional_t<Format::DIRECT, Format, typename Unpacked::Base>;
     static constexpr int64_t SLAB = INT8_SLAB;
-    static constexpr bool UNPACKS = !Format::DIRECT;
+    // Not where tiles are one panel wide: the unpacked bytes are loaded so often that decoding them again is cheaper.
+    static constexpr bool UNPACKS = !Format::DIRECT && (I::TILE_PANELS == 2 || !I::TILED);
+    using Large = std::conditional_t<UNPACKS, typename Unpacked::Base, Format>;
 
     static int64_t packed_bytes(int64_t k) { return ceil_div(k, BLOCK_K * Format::BLOCKS) * Format::UNIT_BYTES; }
     static int64_t unpacked_bytes(int64_t k) { return UNPACKS ? k / BLOCK_K * Unpacked::UNIT_BYTES : 0; }

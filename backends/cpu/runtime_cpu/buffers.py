@@ -14,8 +14,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GGML_TYPES = {
-    **{"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12},
-    **{"q5_k": 13, "q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "bf16": 30, "mxfp4": 39},
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "q2_k": 10,
+    "q3_k": 11,
+    "q4_k": 12,
+    "q5_k": 13,
+    "q6_k": 14,
+    "iq4_nl": 20,
+    "iq4_xs": 23,
+    "bf16": 30,
+    "mxfp4": 39,
 }
 """Formats that the library can decode, by the numbers that it knows them by."""
 
@@ -70,7 +84,7 @@ class NativeCache(NativeBuffer):
     """A layer's KV cache in the library's own layout, all zeros at first."""
 
     def __init__(self, library: Library, spec: TensorSpec) -> None:
-        two, num_blocks, block_size, num_heads, head_dim = spec.resolve({})
+        _, num_blocks, block_size, num_heads, head_dim = spec.resolve({})
         if block_size % 32 or spec.format.name not in ("f32", "f16", "bf16", "q8_0"):
             raise InvalidArgument(
                 f"a KV cache {spec} has no native layout; block_size must be a multiple of 32, the format f32, f16, "
@@ -166,9 +180,7 @@ class NativeWeight:
         one = self._library.rt_device_packed_bytes(self._device, number, n, k)
         packed = NativeBuffer(self._library, one * count + 64, f"weight {self.spec}")
         source_bytes = data.nbytes // count
-        self._library.rt_device_pack(
-            self._device, number, address_of(data), source_bytes, count, n, k, packed.address
-        )
+        self._library.rt_device_pack(self._device, number, address_of(data), source_bytes, count, n, k, packed.address)
         self._packed = packed
         structs = [WeightStruct(number, n, k, packed.address + i * one) for i in range(count)]
         self._structs = (WeightStruct * count)(*structs)

@@ -115,8 +115,10 @@ class Compiler:
         before = self._steps[-1] if self._steps else None
         if before is not None and before.code == "linear" and before.inputs[0] == self.place(x):
             joined = 1
-            while joined < len(self._steps) and self._steps[-joined - 1].code == "linear" and (
-                self._steps[-joined - 1].sizes[1]
+            while (
+                joined < len(self._steps)
+                and self._steps[-joined - 1].code == "linear"
+                and (self._steps[-joined - 1].sizes[1])
             ):
                 joined += 1
             if joined < MAX_JOINED and other is None:
@@ -246,7 +248,11 @@ class Compiler:
         """Penalties and biases."""
         i = node.inputs
         ports = ("logits", "token_ids", "output_counts", "repetition", "presence", "frequency")
-        inputs = [*(self.place(i[p]) for p in ports), self.optional(node, "bias_ids"), self.optional(node, "bias_values")]
+        inputs = [
+            *(self.place(i[p]) for p in ports),
+            self.optional(node, "bias_ids"),
+            self.optional(node, "bias_values"),
+        ]
         biases = self.dim(i["bias_ids"].spec.shape[1]) if "bias_ids" in i else (-1, 0)
         sizes = [columns(i["logits"]), *self.dim(i["token_ids"].spec.shape[1]), *biases]
         self.emit("penalize", node, inputs, sizes)

@@ -185,9 +185,7 @@ class NativeExecutable:
         for i, name in enumerate(self._layout.bindings):
             self._bindings[i] = bindings[name].address  # type: ignore[attr-defined]
         started = time.perf_counter_ns()
-        status = self._library.rt_program_run(
-            self._program, self._dims, self._bindings, self._message, _MESSAGE_BYTES
-        )
+        status = self._library.rt_program_run(self._program, self._dims, self._bindings, self._message, _MESSAGE_BYTES)
         if self._counters:
             self._counters["kernels_run"] += len(self._layout.operations)
             self._counters["device_ns"] = self._counters.get("device_ns", 0) + time.perf_counter_ns() - started
@@ -214,5 +212,3 @@ def _as_f32(values: Any) -> Any:
 
     array = values.decode() if hasattr(values, "decode") else values
     return np.ascontiguousarray(array, dtype=np.float32)
-
-

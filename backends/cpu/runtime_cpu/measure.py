@@ -40,4 +40,4 @@ def measure(library: Library, isa: str) -> float:
     device.close()
     if not np.array_equal(y, weight @ x):  # small integers: exact in float32
         raise PluginRejected(f"a native product ({isa}) is wrong on this processor", remedy="use another --cpu-isa")
-    return runs * nbytes / max(seconds, 1e-9) / 1e9
+    return float(runs * nbytes / max(seconds, 1e-9) / 1e9)

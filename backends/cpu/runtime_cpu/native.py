@@ -91,7 +91,7 @@ def choose_isa(library: Library, options: Mapping[str, str]) -> str:
     if not asked:
         asked, origin = os.environ.get(ISA_VARIABLE), ISA_VARIABLE
     if not asked:
-        return library.usable_isas[-1]
+        return str(library.usable_isas[-1])
     if asked not in library.usable_isas:
         why = "this processor lacks it" if asked in library.isas else "there is no such instruction set"
         raise InvalidArgument(

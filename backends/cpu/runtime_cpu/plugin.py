@@ -35,7 +35,9 @@ class CpuBackend:
     def runtime_backend_info(self) -> BackendInfo:
         """See `BackendHooks`. A probe finds something else when another number of cores may be used."""
         cores = usable_cores()
-        return BackendInfo(NAME, "hal-runtime", probe_key=f"{cores.count} {cores.reason} {os.environ.get(ISA_VARIABLE, '')}")
+        return BackendInfo(
+            NAME, "hal-runtime", probe_key=f"{cores.count} {cores.reason} {os.environ.get(ISA_VARIABLE, '')}"
+        )
 
     @hookimpl
     def runtime_manifest(self) -> Manifest:
@@ -87,9 +89,7 @@ def _describe(cores: Cores) -> DeviceInfo:
     isa = " ".join(instruction_sets()) if library is None else choose_isa(library, {})
     details = {"threads": str(cores.count), "threads_reason": cores.reason, "isa": isa}
     notices = (NO_NATIVE_KERNELS,) if library is None else ()
-    return DeviceInfo(
-        index=0, name=processor_name(), memory_bytes=total, score=1.0, details=details, notices=notices
-    )
+    return DeviceInfo(index=0, name=processor_name(), memory_bytes=total, score=1.0, details=details, notices=notices)
 
 
 def _measure() -> float:

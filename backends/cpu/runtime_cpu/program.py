@@ -20,13 +20,13 @@ ALIGNMENT = 64
 class Operand(ctypes.Structure):
     """Where an operand lies."""
 
-    _fields_ = [("place", ctypes.c_int32), ("reserved", ctypes.c_int32), ("value", ctypes.c_int64)]  # noqa: RUF012
+    _fields_ = [("place", ctypes.c_int32), ("reserved", ctypes.c_int32), ("value", ctypes.c_int64)]
 
 
 class Operation(ctypes.Structure):
     """One operation; what its sizes and numbers mean is said where csrc defines it."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("code", ctypes.c_int32),
         ("dim", ctypes.c_int32),
         ("inputs", Operand * MAX_INPUTS),
@@ -39,7 +39,7 @@ class Operation(ctypes.Structure):
 class KvCacheStruct(ctypes.Structure):
     """`rt::KvCache`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("data", ctypes.c_void_p),
         ("format", ctypes.c_int32),
         ("num_blocks", ctypes.c_int32),
@@ -52,7 +52,7 @@ class KvCacheStruct(ctypes.Structure):
 class WeightStruct(ctypes.Structure):
     """`rt::Weight`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("format", ctypes.c_int32),
         ("n", ctypes.c_int64),
         ("k", ctypes.c_int64),

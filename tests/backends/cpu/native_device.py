@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runtime_cpu.device import NativeDevice
-from runtime_cpu.native import Library
 
 from runtime.backend import DeviceInfo
 from runtime.dtypes import FORMATS, Span, TensorSpec, encode
 from runtime.executor import Executor, make_plan
 from runtime.graph import Graph, GraphBuilder
 from runtime.ops import CATALOGUE, Rounding
+from runtime_cpu.device import NativeDevice
+from runtime_cpu.native import Library
 
 
 def open_device(library: Library, isa: str | None = None, threads: int = 2) -> NativeDevice:
@@ -84,6 +84,29 @@ class OneOp:
             fmt = FORMATS[self.kv[0]]
             values["kv"] = fmt.decode(encode(fmt, self.kv[1]), self.kv[1].shape).astype(np.float64)
         return list(self.op.run_reference(rounding or Rounding({}), values, self.attrs))
+
+
+def assert_judged(op: OneOp, device: NativeDevice, runs: int = 24) -> None:
+    """Floats deviate no more than the roundings that the rule declares explain; integers and what is exact agree."""
+    rule = make_plan(op.graph, {"cpu": device.manifest}, fallback="forbid").placements.by_node[0].rule
+    assert rule is not None
+    points = rule.numerics.points()
+    if op.kv is not None:
+        points["kv"] = "i8/32" if op.kv[0] == "q8_0" else op.kv[0]
+    exact = op.reference()
+    rng = np.random.default_rng(3)
+    noisy = [op.reference(Rounding(points, "random", rng)) for _ in range(runs)]
+    for i, (got, wanted) in enumerate(zip(op.run(device), exact, strict=True)):
+        if got.dtype.kind in "iu":
+            assert np.array_equal(got, wanted)
+            continue
+        if op.op.check.metric == "ulp" and op.kv is None:
+            assert (np.abs(got - wanted) <= op.op.check.max_ulp * np.spacing(np.abs(wanted).astype(np.float32))).all()
+            continue
+        spread = np.sqrt(np.mean([(n[i] - wanted) ** 2 for n in noisy], axis=0))
+        floor = np.sqrt(np.mean(spread**2)) * 0.05 + 1e-30  # elements whose few samples happen to agree
+        z = (got - wanted) / np.maximum(spread, floor)
+        assert np.sqrt(np.mean(z**2)) <= 1.6, f"{op.op.key} {op.attrs}: rms z {np.sqrt(np.mean(z**2)):.2f}"
 
 
 def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:

@@ -59,7 +59,8 @@ class NativeLinear:
         library.rt_pack.argtypes = [integer, integer, address, long, long, address, integer]
         library.rt_pack.restype = None
         library.rt_linear.argtypes = [
-            *(integer, integer, address, long, long, address, long, address, address, address, integer)
+            *(integer, integer, address, long, long, address, long, address, address, address),
+            *(address, address, address, integer, integer),
         ]
         library.rt_linear.restype = None
         self._library = library
@@ -89,13 +90,21 @@ class NativeLinear:
         *,
         bias: NDArray[np.float32] | None = None,
         residual: NDArray[np.float32] | None = None,
+        gather: NDArray[np.int32] | None = None,
+        scatter: NDArray[np.int32] | None = None,
+        row_weights: NDArray[np.float32] | None = None,
+        into: NDArray[np.float32] | None = None,
         threads: int = 1,
     ) -> NDArray[np.float32]:
-        """float32 [rows, n] = x [rows, k] times the transposed weight, plus bias [n] and residual [rows, n]."""
-        rows, k = x.shape
-        y = np.full((rows, n), np.nan, np.float32)
+        """float32 [rows, n] = x [rows, k] times the transposed weight, plus bias [n] and residual [rows, n].
+
+        `gather` names the row of x, `scatter` the row of y, `row_weights` a factor of each row; `into` is added to.
+        """
+        rows, k = (len(gather), x.shape[1]) if gather is not None else x.shape
+        y = np.full((rows, n), np.nan, np.float32) if into is None else into
         self._library.rt_linear(
             *(self.isas[isa], ggml_type, pointer(packed), n, k, pointer(x), rows, pointer(y)),
-            *(pointer(bias), pointer(residual), threads),
+            *(pointer(bias), pointer(residual), pointer(gather), pointer(scatter), pointer(row_weights)),
+            *(into is not None, threads),
         )
         return y

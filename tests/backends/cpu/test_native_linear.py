@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.dtypes import FORMATS, Format
 
 sys.path.insert(0, str(Path(__file__).parent))
-from native_library import NativeLinear, build  # noqa: E402
+from native_library import NativeLinear, build
 
 QUANTISED = (
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"),
@@ -21,8 +21,19 @@ PLAIN = ("f32", "f16", "bf16")
 ROWS = (1, 2, 3, 5, 6, 7, 13, 40)
 # byte offsets of the float16 scales in a block
 HALVES = {
-    **{"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "q2_k": (80, 82), "q3_k": (108,)},
-    **{"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": ()},
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q8_0": (0,),
+    "q2_k": (80, 82),
+    "q3_k": (108,),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
+    "iq4_nl": (0,),
+    "iq4_xs": (0,),
+    "mxfp4": (),
 }
 
 every_format = pytest.mark.parametrize("name", [*QUANTISED, *PLAIN])
@@ -188,6 +199,26 @@ def test_bias_and_residual_are_added_after_the_product(native: NativeLinear, row
         plain = native.linear(isa, ggml_type(fmt), packed, x, n)
         y = native.linear(isa, ggml_type(fmt), packed, x, n, bias=bias, residual=residual)
         np.testing.assert_array_equal(y, (plain + bias) + residual)
+
+
+@pytest.mark.parametrize("rows", [5, 30])
+def test_gathered_rows_are_weighted_and_added_where_they_are_scattered(native: NativeLinear, rows: int) -> None:
+    fmt = FORMATS["q4_0"]
+    n, k = 37, 96
+    raw, x = random_weight(fmt, n, k), random_activations(50, k)
+    rng = np.random.default_rng(3)
+    gather, scatter = (rng.permutation(50)[:rows].astype(np.int32) for _ in range(2))
+    weights = rng.standard_normal(rows).astype(np.float32)
+    before = rng.standard_normal((50, n)).astype(np.float32)
+    for isa in native.isas:
+        packed = native.pack(isa, ggml_type(fmt), raw, n, k)
+        expected = before.copy()
+        expected[scatter] += native.linear(isa, ggml_type(fmt), packed, x[gather], n) * weights[:, None]
+        y = before.copy()
+        native.linear(
+            *(isa, ggml_type(fmt), packed, x, n), gather=gather, scatter=scatter, row_weights=weights, into=y, threads=2
+        )
+        np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -70,6 +70,8 @@ struct Isa : Vectors {
     };
 #endif
 
+    // The compiler must believe that `v` has changed.
+    RT_INLINE void hide(V& v) { __asm__ volatile("" : "+x"(v)); }
     RT_INLINE F load_half(const void* p) { return F(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))); }
     RT_INLINE F fma(F a, F b, F c) { return F(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
     RT_INLINE V look_up(const uint8_t* table, V index) {

@@ -32,6 +32,8 @@ struct Isa : Vectors {
         inline __attribute__((always_inline)) V end(V) { return sum; }
     };
 
+    // The compiler must believe that `v` has changed.
+    RT_INLINE void hide(V& v) { __asm__ volatile("" : "+v"(v)); }
     RT_INLINE F load_half(const void* p) { return F(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))); }
     RT_INLINE F fma(F a, F b, F c) { return F(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c))); }
     RT_INLINE V look_up(const uint8_t* table, V index) {

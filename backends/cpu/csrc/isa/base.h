@@ -36,6 +36,8 @@ struct Isa : Vectors {
         inline __attribute__((always_inline)) V end(V) { return sum; }
     };
 
+    // The compiler must believe that `v` has changed.
+    RT_INLINE void hide(V& v) { __asm__ volatile("" : "+m"(v)); }
     RT_INLINE F load_half(const void* p) {
         V h = load_u16(p);
         // shifted into place, the exponent is 112 too small; the product also turns subnormals into normals

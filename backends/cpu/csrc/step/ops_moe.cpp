@@ -11,10 +11,16 @@ namespace {
 
 // Scores of one row, as preferences; the weights follow from those that are chosen.
 void route_row(const RowKernels& rows, const float* logits, const float* bias, int64_t experts, int64_t top_k,
-               int64_t score, bool normalize, double scale, float* scores, int32_t* ids, float* weights) {
-    if (score == 0) rows.softmax(logits, experts, 1.0f, false, scores);
-    else if (score == 1) rows.activation(kSigmoid, logits, experts, scores);
-    else std::memcpy(scores, logits, 4 * (size_t)experts);
+               int64_t score, bool normalize, double scale, float* scores, double* exact, int32_t* ids,
+               float* weights) {
+    if (score == 0) {
+        const double sum = rows.weights(logits, experts, logits[rows.largest(logits, experts)], 1.0, exact);
+        for (int64_t e = 0; e < experts; e++) scores[e] = (float)(exact[e] / sum);
+    } else if (score == 1) {
+        rows.activation(kSigmoid, logits, experts, scores);
+    } else {
+        std::memcpy(scores, logits, 4 * (size_t)experts);
+    }
     for (int64_t j = 0; j < top_k; j++) {
         int64_t best = -1;
         float best_value = 0;
@@ -55,12 +61,14 @@ int32_t run_moe_route(Run& run, const Operation* op) {
     const float *logits = run.at<float>(op->in[0]), *bias = run.at<float>(op->in[1]);
     int32_t* ids = run.at<int32_t>(op->out[0]);
     float* weights = run.at<float>(op->out[1]);
-    run.device.reserve_threads((size_t)experts * 4);
+    run.device.reserve_threads((size_t)experts * 12 + 128);
     const auto body = [&](int thread, int64_t first, int64_t last) {
-        float* scores = run.device.thread_memory[thread].as<float>();
+        Carver carver(run.device.thread_memory[thread].data());
+        float* scores = carver.take<float>(experts);
+        double* exact = carver.take<double>(experts);
         for (int64_t r = first; r < last; r++)
             route_row(run.rows(), logits + r * experts, bias, experts, top_k, op->size[2], op->size[3] != 0,
-                      op->number[0], scores, ids + r * top_k, weights + r * top_k);
+                      op->number[0], scores, exact, ids + r * top_k, weights + r * top_k);
     };
     if (rows * experts * top_k < 8192) body(0, 0, rows);
     else run.device.pool.run(rows, body);
