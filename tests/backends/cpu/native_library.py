@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,28 +14,35 @@ import pytest
 from numpy.typing import NDArray
 from runtime_cpu.native import load_library
 
-SOURCES = Path(__file__).resolve().parents[3] / "backends/cpu/csrc"
+ROOT = Path(__file__).resolve().parents[3]
 ALIGNMENT = 64
 
 
-def build(folder: Path, *options: str) -> Path:
-    """The shared library: RUNTIME_CPU_LIBRARY, the installed one, or else one that is built in `folder`.
+def build(*options: str, name: str = "native-tests") -> Path:
+    """The installed shared library, or one that is built in build/<name>, where a second run finds it up to date.
 
-    The test is skipped where there are no tools to build it.
+    RUNTIME_CPU_LIBRARY names one that is there already. The test is skipped where there are no tools to build it.
     """
     if ready := os.environ.get("RUNTIME_CPU_LIBRARY"):
         return Path(ready)
     installed = None if options else load_library()
     if installed is not None:
         return installed.path
+    installed = None if options else load_library()
+    if installed is not None:
+        return installed.path
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
+    folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    configure = ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DRT_TEST_VARIANTS=ON", *generator, *options]
-    for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}"
+    configure = ["cmake", "-S", str(ROOT / "backends/cpu/csrc"), "-B", str(folder), "-DRT_TEST_VARIANTS=ON"]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes side by side build once
+        for command in ([*configure, *generator, *options], ["cmake", "--build", str(folder), "--parallel", "2"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}"
     return next(folder.glob("libruntime_cpu.*"))
 
 

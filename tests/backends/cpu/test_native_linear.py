@@ -14,10 +14,22 @@ from runtime.dtypes import FORMATS, Format
 sys.path.insert(0, str(Path(__file__).parent))
 from native_library import NativeLinear, build
 
-QUANTISED = (
-    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"),
-)
-PLAIN = ("f32", "f16", "bf16")
+QUANTISED = [
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "iq4_nl",
+    "iq4_xs",
+    "mxfp4",
+]
+PLAIN = ["f32", "f16", "bf16"]
 ROWS = (1, 2, 3, 5, 6, 7, 13, 40)
 # byte offsets of the float16 scales in a block
 HALVES = {
@@ -36,13 +48,14 @@ HALVES = {
     "mxfp4": (),
 }
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 every_format = pytest.mark.parametrize("name", [*QUANTISED, *PLAIN])
 every_quantised_format = pytest.mark.parametrize("name", QUANTISED)
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> NativeLinear:
-    return NativeLinear(build(tmp_path_factory.mktemp("native")))
+def native() -> NativeLinear:
+    return NativeLinear(build())
 
 
 def ggml_type(fmt: Format) -> int:
@@ -90,7 +103,8 @@ def as_the_kernels_see(fmt: Format, x: NDArray[np.float32]) -> NDArray[np.float6
     if fmt.name == "bf16":
         bits = x.view(np.uint32).astype(np.uint64)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
-        return rounded.view(np.float32).astype(np.float64)
+        widened: NDArray[np.float64] = rounded.view(np.float32).astype(np.float64)
+        return widened
     return x.astype(np.float64)
 
 
