@@ -62,10 +62,14 @@ def reference_logits(path: Path, token_ids: Sequence[int]) -> Logits:
     return logits.astype(np.float64)
 
 
-def engine_logits(path: Path, token_ids: Sequence[int], backend: str, threads: int) -> Logits:
+def engine_logits(
+    path: Path, token_ids: Sequence[int], backend: str, threads: int, kv_format: str | None = None
+) -> Logits:
     """By the engine on a backend, in one step."""
     n = len(token_ids)
-    loaded = load(EngineConfig(path, backend, threads, n, max_num_seqs=n, max_num_batched_tokens=n))
+    loaded = load(
+        EngineConfig(path, backend, threads, n, kv_format=kv_format, max_num_seqs=n, max_num_batched_tokens=n)
+    )
     try:
         return loaded.engine.logits(token_ids).astype(np.float64)
     finally:
@@ -119,12 +123,13 @@ def main() -> int:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-small", help="of models with random weights")
     parser.add_argument("--format", default="", metavar="F,..", help=f"of {', '.join([*FORMATS, *MIXTURES])}")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--kv-format", help="of this runtime (the backend's own choice)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer", action="store_true", help="llama.cpp too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     engines: dict[str, Callable[[Path, Sequence[int]], Logits]] = {
-        "runtime": lambda path, ids: engine_logits(path, ids, args.backend, args.threads)
+        "runtime": lambda path, ids: engine_logits(path, ids, args.backend, args.threads, args.kv_format)
     }
     if args.peer:
         engines["llama.cpp"] = lambda path, ids: llama_cpp_logits(path, ids, args.threads)
