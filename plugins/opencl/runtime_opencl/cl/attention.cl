@@ -67,7 +67,7 @@ void attention(const __global float *q, const __global void *kv, const __global 
                 dot += query[d] * LOAD(slot + d);
             score = dot * scale;
             if (softcap > 0.0f)
-                score = softcap * tanh(score / softcap);
+                score = softcap * tanh_of(score / softcap);
             if (has_alibi)
                 score -= alibi_slopes[head] * (float)(position - key);
             slots[item] = values + slot;

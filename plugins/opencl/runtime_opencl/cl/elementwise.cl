@@ -24,11 +24,11 @@ float apply(int kind, float x)
     case KIND_GELU:
         return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f));
     case KIND_GELU_TANH:
-        return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        return 0.5f * x * (1.0f + tanh_of(0.79788456080286536f * (x + 0.044715f * x * x * x)));
     case KIND_SIGMOID:
         return sigmoid_of(x);
     case KIND_TANH:
-        return tanh(x);
+        return tanh_of(x);
     case KIND_QUICK_GELU:
         return x * sigmoid_of(1.702f * x);
     default: {
@@ -88,7 +88,7 @@ __kernel void softcap(const __global float *x, __global float *y, ulong size, fl
 {
     const size_t i = get_global_id(0);
     if (i < size)
-        y[i] = cap * tanh(x[i] / cap);
+        y[i] = cap * tanh_of(x[i] / cap);
 }
 
 // FROM_ and TO_ F32, F16 or BF16; ties to even, too large becomes infinity, NaN stays NaN.

@@ -80,13 +80,16 @@ void linear_many(const __global float *x, const __global uchar *weight, const __
                 target[i * TILE] = w[i];
         }
         barrier(CLK_LOCAL_MEM_FENCE);
+        float4 parts[4] = {0.0f, 0.0f, 0.0f, 0.0f}; // of this tile: short sums round less than one long one
         for (int k = 0; k < TILE; k++) {
             const float4 w = vload4(lx, ws + k * TILE), v = vload4(ly, xs + k * TILE);
-            sums[0] += v.x * w;
-            sums[1] += v.y * w;
-            sums[2] += v.z * w;
-            sums[3] += v.w * w;
+            parts[0] += v.x * w;
+            parts[1] += v.y * w;
+            parts[2] += v.z * w;
+            parts[3] += v.w * w;
         }
+        for (int i = 0; i < 4; i++)
+            sums[i] += parts[i];
         barrier(CLK_LOCAL_MEM_FENCE);
     }
     for (int i = 0; i < 4; i++) {

@@ -1,5 +1,7 @@
 // Over the columns of a row, a group of GROUP items each; and rows moved as they are.
 
+#pragma OPENCL FP_CONTRACT OFF // fused, x * scale - largest would not be 0 for the largest itself
+
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1)))
 void softmax(const __global float *x, __global float *y, int num_columns, int is_log, float scale)
 {
