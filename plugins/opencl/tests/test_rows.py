@@ -43,7 +43,7 @@ def nonlinear_scale(kind: str, x: np.ndarray, expected: np.ndarray, largest: np.
     """What an error is measured by: where 1 + tanh or 1 + erf cancels, a rounding of 1 is what remains of the result;
     an exponential magnifies the rounding of its argument by that argument."""
     with np.errstate(invalid="ignore"):
-        scale = largest if kind.startswith("gelu") else np.abs(expected) * (1 + np.abs(x))
+        scale = largest if kind.startswith("gelu") else np.abs(expected) * (1 + np.minimum(np.abs(x), 100))
     return np.where(np.isfinite(scale), scale, 0)
 
 
