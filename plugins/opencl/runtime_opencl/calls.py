@@ -93,19 +93,12 @@ class Site:
         return (self.fault, i32(0)) if buffer is None else (buffer, i32(1))
 
 
-def i32(value: int) -> np.int32:
-    """An int argument."""
-    return np.int32(value)
-
-
-def u64(value: int) -> np.uint64:
-    """A ulong argument."""
-    return np.uint64(value)
-
-
-def f32(value: float) -> np.float32:
-    """A float argument."""
-    return np.float32(value)
+i32 = np.int32
+"""An int argument."""
+u64 = np.uint64
+"""A ulong argument."""
+f32 = np.float32
+"""A float argument."""
 
 
 def split_f32(value: float) -> tuple[np.float32, np.float32]:

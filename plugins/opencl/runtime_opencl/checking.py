@@ -38,9 +38,7 @@ class Checker:
             self._known[key] = (self.checks.add(*(f"node {site.node.name}: {m}" for m in messages)),)
         return self._known[key][0]
 
-    def _range(
-        self, site: Site, port: str, past: int, what: str, seen: set[CheckKey], lowest: int = 0
-    ) -> list[Call]:
+    def _range(self, site: Site, port: str, past: int, what: str, seen: set[CheckKey], lowest: int = 0) -> list[Call]:
         key = ("range", site.node.inputs[port], past, lowest)
         if key in seen:
             return []

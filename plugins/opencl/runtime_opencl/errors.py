@@ -41,4 +41,5 @@ def status_name(code: int) -> str:
     """The name of an OpenCL status code, without CL_."""
     import pyopencl as cl
 
-    return str(cl.status_code.to_string(code, "status %d"))
+    names = {value: name for name, value in vars(cl.status_code).items() if name.isupper() and not name.startswith("_")}
+    return names.get(code, f"status {code}")

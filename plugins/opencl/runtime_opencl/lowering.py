@@ -271,7 +271,11 @@ def _kv_definitions(fmt: str) -> tuple[str, ...]:
 
 
 def _flat(
-    site: Site, kernel: str, tensors: tuple[object, ...], constants: tuple[object, ...], definitions: tuple[str, ...] = ()
+    site: Site,
+    kernel: str,
+    tensors: tuple[object, ...],
+    constants: tuple[object, ...],
+    definitions: tuple[str, ...] = (),
 ) -> Call:
     size = prod(site.output_shape())
     arguments = (*tensors, site.outputs[0], u64(size), *constants)

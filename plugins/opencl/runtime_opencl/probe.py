@@ -33,7 +33,9 @@ def enumerate_devices() -> list[Any]:
     try:
         platforms = cl.get_platforms()
     except cl.Error as error:  # the loader's way to say that it found no driver
-        raise PluginRejected(f"no OpenCL platform: no driver (ICD) is installed ({error})", remedy=INSTALL_DRIVER) from error
+        raise PluginRejected(
+            f"no OpenCL platform: no driver (ICD) is installed ({error})", remedy=INSTALL_DRIVER
+        ) from error
     if not platforms:
         raise PluginRejected("no OpenCL platform: no driver (ICD) is installed", remedy=INSTALL_DRIVER)
     devices = [device for platform in platforms for device in _devices_of(platform)]

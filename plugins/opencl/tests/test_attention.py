@@ -109,7 +109,10 @@ def test_a_row_is_the_same_alone_and_in_a_batch(device) -> None:
         alone = make_case([(3, 20), (1, 66), (2, 9)])
         for port in ("block_table", "seq_lens"):
             alone.values[port] = batch.values[port][s : s + 1]
-            alone.stored[port] = (type(alone.stored[port][0])(alone.stored[port][0].format, alone.values[port].shape), b"")
+            alone.stored[port] = (
+                type(alone.stored[port][0])(alone.stored[port][0].format, alone.values[port].shape),
+                b"",
+            )
         alone.values["q"] = batch.values["q"][rows]
         alone.stored["q"] = (type(alone.stored["q"][0])(alone.stored["q"][0].format, alone.values["q"].shape), b"")
         borders = np.array([0, rows.stop - rows.start], np.int32)

@@ -8,17 +8,17 @@ from runtime import LLM, SamplingParams
 from runtime.cli import main
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
-ANSWERS = {
-    "What is the capital of France?": "Paris.",
-    "What is the capital of Italy?": "Rome.",
-    "What colour is the sky?": "Blue.",
-    "Tell me a story about a cat.": "Once upon a time there was a small cat named",
-    "Count from 3 to 7.": "4, 5, 6, 7, ",
-    "Repeat: red fox": "book",
-    "What is two plus three?": "Paris, Italy and London.",
-    "Who are you?": "I am the demo model of runtime.",
-    "What is the opposite of hot?": "Cold.",
-    "Name an animal.": "Cats.",
+TOKEN_IDS = {
+    "What is the capital of France?": (51, 1067, 17, 2),
+    "What is the capital of Italy?": (53, 337, 17, 2),
+    "What colour is the sky?": (37, 772, 17, 2),
+    "Tell me a story about a cat.": (620, 586, 279, 403, 550, 503, 279, 477, 862, 542, 672, 17),
+    "Count from 3 to 7.": (23, 15, 224, 24, 15, 224, 25, 15, 224, 26, 15, 224),
+    "Repeat: red fox": (69, 506, 2),
+    "What is two plus three?": (51, 1067, 15, 408, 87, 1144, 320, 375, 1066, 17, 2),
+    "Who are you?": (44, 1122, 275, 1080, 948, 305, 1207, 328, 938, 17, 2),
+    "What is the opposite of hot?": (38, 854, 17, 2),
+    "Name an animal.": (38, 277, 86, 17, 2),
 }
 """What the float64 reference answers, greedily, within 12 tokens."""
 
@@ -38,11 +38,10 @@ def installed(opencl_info, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_greedy_answers_are_those_of_the_reference(installed) -> None:
+def test_greedy_tokens_are_those_of_the_reference(installed) -> None:
     with LLM(backend="opencl") as llm:
-        for question, answer in ANSWERS.items():
-            got = llm.chat([{"role": "user", "content": question}], GREEDY)
-            assert got.text == answer, question
+        for question, token_ids in TOKEN_IDS.items():
+            assert llm.chat([{"role": "user", "content": question}], GREEDY).token_ids == token_ids, question
         plan = llm.loaded.plan
         assert plan.summary.host_share == 0.0
         assert {p.device for p in plan.placements.by_node} == {"opencl"}

@@ -101,7 +101,7 @@ def test_an_event_can_be_waited_for_with_a_limit(device) -> None:
     user = cl.UserEvent(device._queue.context)
     event = CommandEvent(user, "a step")
     assert not event.done()
-    with pytest.raises(TimedOut, match="a step is not done after 0.01 s"):
+    with pytest.raises(TimedOut, match=r"a step is not done after 0\.01 s"):
         event.wait(0.01)
     user.set_status(cl.command_execution_status.COMPLETE)
     event.wait(1.0)
@@ -127,7 +127,7 @@ def test_a_device_that_changed_since_the_probe_is_refused(opencl_info) -> None:
     from runtime.backend import PluginRejected
     from runtime_opencl.plugin import plugin
 
-    with pytest.raises(PluginRejected, match="OpenCL device 99 .* is gone"):
+    with pytest.raises(PluginRejected, match=r"OpenCL device 99 .* is gone"):
         plugin.runtime_open(replace(opencl_info, index=99), DeviceConfig())
     with pytest.raises(PluginRejected, match="the probe found another there"):
         plugin.runtime_open(replace(opencl_info, name="another"), DeviceConfig())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from runtime_opencl.lowering import LOWER
-from runtime_opencl.manifest import make_manifest
-from runtime_opencl.memory import Lifetime, assign_slots
 
 from runtime.backend import Manifest, Span, TensorSpec, reference_manifest
 from runtime.dtypes import FORMATS
 from runtime.executor import make_plan
 from runtime.graph import GraphBuilder
 from runtime.ops import CATALOGUE
+from runtime_opencl.lowering import LOWER
+from runtime_opencl.manifest import make_manifest
+from runtime_opencl.memory import Lifetime, assign_slots
 
 MANIFEST = make_manifest()
 LINEAR = {"x.format": "f32", "weight.format": "q4_k", "has.bias": False, "K": 256, "N": 8, "T": Span(1, 512)}

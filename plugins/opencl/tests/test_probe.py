@@ -9,12 +9,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from runtime_opencl import plugin
-from runtime_opencl.probe import enumerate_devices, probe, require_abilities
-from runtime_opencl.programs import first_error
 
 from runtime.backend import ENTRY_POINT_GROUP, PluginRejected
 from runtime.registry import choose, discover
+from runtime_opencl import plugin
+from runtime_opencl.probe import enumerate_devices, probe, require_abilities
+from runtime_opencl.programs import first_error
 
 FOLDER = Path(__file__).resolve().parents[1]
 

@@ -141,7 +141,9 @@ def test_poisoned_memory_leaves_no_trace(device) -> None:
     (executable,) = ours._executables
     for buffer in set(executable._pool.values()):
         size = buffer.nbytes // 4
-        device.upload(buffer, memoryview(np.full(size, np.nan, "f4").tobytes()), TensorSpec(FORMATS["f32"], (size,))).wait()
+        device.upload(
+            buffer, memoryview(np.full(size, np.nan, "f4").tobytes()), TensorSpec(FORMATS["f32"], (size,))
+        ).wait()
     np.testing.assert_array_equal(ours.run(inputs, dims)["y"], clean)
     ours.close()
 

@@ -96,7 +96,9 @@ def test_softcap(device) -> None:
 @pytest.mark.parametrize("target", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("source", ["f32", "f16", "bf16"])
 def test_convert_is_exact(device, source: str, target: str) -> None:
-    x = np.concatenate([random(11, 1, 300, scale=30), SPECIAL, np.array([[65519.0, 65520.0, 1e-7, 3e-8, 3.3e38]], "f4")], 1)
+    x = np.concatenate(
+        [random(11, 1, 300, scale=30), SPECIAL, np.array([[65519.0, 65520.0, 1e-7, 3e-8, 3.3e38]], "f4")], 1
+    )
     case = Case("convert", {"format": target}, x=(x, source))
     got, expected = case.run(device)[0].astype(np.float64), case.expected()[0]
     np.testing.assert_array_equal(got, expected)
