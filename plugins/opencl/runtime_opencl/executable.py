@@ -80,6 +80,7 @@ class RegionExecutable:
         self._owned.append(self._fault)
         try:
             self._pool = self._allocate_pool(allocator)
+            self._build_programs()
         except BaseException:
             self.close()
             raise
@@ -189,11 +190,23 @@ class RegionExecutable:
         )
 
     def _buffer(self, name: str, bound: Mapping[str, DeviceBuffer]) -> DeviceBuffer:
-        name = self._state_of.get(name, name)
+        name = name if name in bound else self._state_of.get(name, name)
         for source in (bound, self._pool, self._resident):
             if name in source:
                 return source[name]
         raise ExecutionFailed(f"{self._region.name} has no buffer for '{name}'")
+
+    def _build_programs(self) -> None:
+        """Build at load what the sizes of the region can ask for, so that a kernel that does not build fails there."""
+        for most in (1, 4, None):
+            dims = {name: span.hi if most is None else min(span.hi, most) for name, span in self._region.dims.items()}
+            sizes = dict.fromkeys(self._symbols, 1) | dims
+            for node in self._region.nodes:
+                unbound = dict.fromkeys((v.name for v in (*node.inputs.values(), *node.outputs)), self._fault)
+                for call in LOWER[node.op.key](self._site(node, unbound, sizes)):
+                    if isinstance(call, Call):
+                        self._programs.kernel(call.file, call.kernel, *call.definitions)
+        self._programs.kernel("checks", "check_range")
 
     def _allocate_pool(self, allocator: Allocator) -> dict[str, DeviceBuffer]:
         lifetimes = _lifetimes(self._region)

@@ -13,6 +13,12 @@ float half_at(const __global uchar *p)
     return vload_half(0, (const __global half *)p);
 }
 
+// Blocks have an even number of bytes: two at a time are the widest loads that all of them allow.
+uchar8 bytes_at(int i, const __global uchar *p)
+{
+    return as_uchar8(vload4(i, (const __global ushort *)p));
+}
+
 #if defined(WEIGHT_F32)
 
 #define UNIT 16
@@ -69,10 +75,9 @@ void decode_unit(const __global uchar *row, int unit, float8 *w)
 void decode_unit(const __global uchar *row, int unit, float8 *w)
 {
     const __global uchar *block = row + (size_t)unit * 34;
-    const __global char *q = (const __global char *)(block + 2);
     float scale = half_at(block);
     for (int part = 0; part < PARTS; part++)
-        w[part] = convert_float8(vload8(part, q)) * scale;
+        w[part] = convert_float8(as_char8(bytes_at(part, block + 2))) * scale;
 }
 
 #elif defined(WEIGHT_Q4_0)
@@ -85,7 +90,7 @@ void decode_unit(const __global uchar *row, int unit, float8 *w)
     const __global uchar *block = row + (size_t)unit * 18;
     float scale = half_at(block);
     for (int part = 0; part < 2; part++) {
-        uchar8 q = vload8(part, block + 2);
+        uchar8 q = bytes_at(part, block + 2);
         w[part] = (convert_float8(q & (uchar)15) - 8.0f) * scale;
         w[part + 2] = (convert_float8(q >> (uchar)4) - 8.0f) * scale;
     }
@@ -106,10 +111,10 @@ void decode_unit(const __global uchar *row, int unit, float8 *w)
     int min_bits = j < 4 ? s[j + 4] & 63 : (s[j + 4] >> 4) | ((s[j] >> 6) << 4);
     float scale = half_at(block) * (float)scale_bits;
     float minimum = half_at(block + 2) * (float)min_bits;
-    const __global uchar *q = block + 16 + (j / 2) * 32;
+    const __global uint2 *q = (const __global uint2 *)(block + 16 + (j / 2) * 32); // blocks are whole runs of 16 bytes
     uchar shift = (uchar)((j & 1) * 4);
     for (int part = 0; part < PARTS; part++)
-        w[part] = convert_float8((vload8(part, q) >> shift) & (uchar)15) * scale - minimum;
+        w[part] = convert_float8((as_uchar8(q[part]) >> shift) & (uchar)15) * scale - minimum;
 }
 
 #elif defined(WEIGHT_Q6_K)
@@ -128,8 +133,8 @@ void decode_unit(const __global uchar *row, int unit, float8 *w)
     uchar low_shift = (uchar)((run >> 1) * 4), high_shift = (uchar)(run * 2);
     float d = half_at(block + 208);
     for (int part = 0; part < PARTS; part++) {
-        uchar8 q = (vload8(part, low) >> low_shift) & (uchar)15;
-        q |= ((vload8(part, high) >> high_shift) & (uchar)3) << (uchar)4;
+        uchar8 q = (bytes_at(part, low) >> low_shift) & (uchar)15;
+        q |= ((bytes_at(part, high) >> high_shift) & (uchar)3) << (uchar)4;
         w[part] = (convert_float8(q) - 32.0f) * (d * (float)scales[part / 2]);
     }
 }
