@@ -41,5 +41,7 @@ def status_name(code: int) -> str:
     """The name of an OpenCL status code, without CL_."""
     import pyopencl as cl
 
-    names = {value: name for name, value in vars(cl.status_code).items() if name.isupper() and not name.startswith("_")}
+    names: dict[int, str] = {
+        value: name for name, value in vars(cl.status_code).items() if name.isupper() and not name.startswith("_")
+    }
     return names.get(code, f"status {code}")
