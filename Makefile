@@ -22,14 +22,19 @@ $(VENV)/.oracles: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,oracles]'
 	@touch $@
 
+# A portable OpenCL implementation for processors stands in for a device. The extra holds it where it is packaged.
+$(VENV)/.opencl: $(VENV)/.ready plugins/opencl/pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable './plugins/opencl[pocl]'
+	@touch $@
+
 run: $(VENV)/.base
 	$(BIN)/runtime run "$(PROMPT)"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -n 2 -m "not oracle and not slow"
 
-test-all: $(VENV)/.oracles
-	$(BIN)/python -m pytest -q -n 2
+test-all: $(VENV)/.oracles $(VENV)/.opencl
+	RUNTIME_REQUIRE_OPENCL=1 $(BIN)/python -m pytest -q -n 2 tests plugins/opencl/tests
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from runtime_cpu.native import load_library
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,9 +26,6 @@ def build(*options: str, name: str = "native-tests") -> Path:
     """
     if ready := os.environ.get("RUNTIME_CPU_LIBRARY"):
         return Path(ready)
-    installed = None if options else load_library()
-    if installed is not None:
-        return installed.path
     installed = None if options else load_library()
     if installed is not None:
         return installed.path
