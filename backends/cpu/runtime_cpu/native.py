@@ -89,7 +89,7 @@ def choose_isa(library: Library, options: Mapping[str, str]) -> str:
     """
     asked, origin = options.get("isa"), "--cpu-isa"
     if not asked:
-        asked, origin = os.environ.get(ISA_VARIABLE), ISA_VARIABLE
+        asked, origin = os.environ.get("RUNTIME_CPU_ISA"), ISA_VARIABLE
     if not asked:
         return str(library.usable_isas[-1])
     if asked not in library.usable_isas:
