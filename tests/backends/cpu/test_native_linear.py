@@ -99,7 +99,10 @@ def as_the_kernels_see(fmt: Format, x: NDArray[np.float32]) -> NDArray[np.float6
         with np.errstate(divide="ignore", invalid="ignore"):
             inverse = np.where(most > 0, np.float32(127) / most, np.float32(0))
         q = np.rint(groups * inverse)
-        return (q.astype(np.float64) * (most / np.float32(127)).astype(np.float64)).reshape(x.shape)
+        seen: NDArray[np.float64] = (q.astype(np.float64) * (most / np.float32(127)).astype(np.float64)).reshape(
+            x.shape
+        )
+        return seen
     if fmt.name == "bf16":
         bits = x.view(np.uint32).astype(np.uint64)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
