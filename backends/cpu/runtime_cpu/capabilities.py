@@ -9,7 +9,7 @@ from runtime_cpu.buffers import GGML_TYPES
 from runtime_cpu.compiler import OPERATIONS
 from runtime_cpu.native import Library
 
-KV_FORMATS = ("bf16", "f16", "f32", "q8_0")
+KV_FORMATS = ("f16", "bf16", "f32", "q8_0")
 BLOCK_SIZE = 64
 """Tokens of a KV block: with all heads of a layer it is a run of bytes long enough for the full read bandwidth."""
 MAX_HEAD_DIM = 512

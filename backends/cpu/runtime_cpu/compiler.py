@@ -37,15 +37,26 @@ class Compiler:
 
     def run(self) -> Layout:
         """The program of the region."""
-        for node in self._region.nodes:
-            if node in self._absorbed:
-                continue
+        for node in self._in_order():
             emit = _EMITTERS.get(node.op.key)
             if emit is None:
                 raise Unsupported(f"node {node.name}: the native cpu device has no {node.op.key}")
             emit(self, node)
         dims = tuple(self._region.dims)
         return assemble(self._steps, dims, tuple(sorted(self._bound)))
+
+    def _in_order(self) -> list[Node]:
+        """The nodes to emit, products of the same rows side by side so that they can share their loop."""
+        nodes = [n for n in self._region.nodes if n not in self._absorbed]
+        siblings: dict[Value, list[Node]] = {}
+        for node in nodes:
+            if node.op.key == "linear@1" and node not in self._residuals:
+                siblings.setdefault(node.inputs["x"], []).append(node)
+        order: dict[Node, None] = {}
+        for node in nodes:
+            group = siblings.get(node.inputs["x"], []) if node.op.key == "linear@1" else []
+            order.update(dict.fromkeys(group if node in group else [node]))
+        return list(order)
 
     # --- operands
 
