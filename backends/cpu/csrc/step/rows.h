@@ -52,6 +52,7 @@ struct AttentionTile {
     float scale, softcap;
     const float* slopes;         // [rows] of ALiBi, or null
     const int64_t* positions;    // [rows]
+    const uint8_t* next;         // keys that the thread reads after these, or null: they are fetched ahead
     float* largest;              // [rows] running maximum of scores, in units of ln 2
     float* total;                // [rows] sum of weights
     float* sum;                  // [rows][padded_dim] sum of weighted values
