@@ -100,10 +100,8 @@ void score(const AttentionTile& t, const uint8_t* keys, int row, int vector, Wor
 
 template <class F, int M, bool kAhead>
 void score_rows(const AttentionTile& t, const uint8_t* keys, int row, int num_vectors, Work& work) {
-    constexpr int NV = M <= 4 && kLanes == 16 ? 4 : 2;
-    int v = 0;
-    for (; v + NV <= num_vectors; v += NV) score<F, M, NV, kAhead>(t, keys, row, v, work);
-    for (; v < num_vectors; v += 2) score<F, M, 2, kAhead>(t, keys, row, v, work);
+    // Two vectors at a time: with sixteen lanes the keys are then read byte after byte.
+    for (int v = 0; v < num_vectors; v += 2) score<F, M, 2, kAhead>(t, keys, row, v, work);
 }
 
 template <class F, bool kAhead>
