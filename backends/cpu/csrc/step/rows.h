@@ -22,7 +22,7 @@ constexpr int kMaxTileRows = 64;    // query rows of one attention tile
 // tokens for neighbouring elements: the operands of a dot product of pairs. For f32 the pair is outside:
 //   K [token / 32][element / 2][2][32]     V [token / 2][2][element]
 // For q8_0 (8-bit integers, a scale in f16 per 32 elements) integers lie as two-byte formats do, and behind them
-//   scales of K [token / 32][element / 32][32]     scales of V [token][element / 32]
+//   scales of K [token / 32][element / 32][32]     scales of V [element / 32][token]
 struct KvCache {
     uint8_t* data;
     int32_t format;
