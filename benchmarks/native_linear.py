@@ -19,10 +19,22 @@ from pathlib import Path
 import numpy as np
 
 FORMATS = {
-    **{"f32": (0, 1, 4), "f16": (1, 1, 2), "bf16": (30, 1, 2), "q4_0": (2, 32, 18), "q4_1": (3, 32, 20)},
-    **{"q5_0": (6, 32, 22), "q5_1": (7, 32, 24), "q8_0": (8, 32, 34), "q2_k": (10, 256, 84), "q3_k": (11, 256, 110)},
-    **{"q4_k": (12, 256, 144), "q5_k": (13, 256, 176), "q6_k": (14, 256, 210), "iq4_nl": (20, 32, 18)},
-    **{"iq4_xs": (23, 256, 136), "mxfp4": (39, 32, 17)},
+    "f32": (0, 1, 4),
+    "f16": (1, 1, 2),
+    "bf16": (30, 1, 2),
+    "q4_0": (2, 32, 18),
+    "q4_1": (3, 32, 20),
+    "q5_0": (6, 32, 22),
+    "q5_1": (7, 32, 24),
+    "q8_0": (8, 32, 34),
+    "q2_k": (10, 256, 84),
+    "q3_k": (11, 256, 110),
+    "q4_k": (12, 256, 144),
+    "q5_k": (13, 256, 176),
+    "q6_k": (14, 256, 210),
+    "iq4_nl": (20, 32, 18),
+    "iq4_xs": (23, 256, 136),
+    "mxfp4": (39, 32, 17),
 }
 """GGML type id, elements and bytes of a block."""
 
@@ -133,7 +145,9 @@ def main() -> None:
     library = load(options.library)
     names = [library.rt_isa_name(i).decode() for i in range(library.rt_isa_count())]
     rows = [int(count) for count in options.rows.split(",")]
-    print(f"{options.isa}, {options.threads} threads, n = k = {options.size}; GB/s of file bytes packed, of weights read")
+    print(
+        f"{options.isa}, {options.threads} threads, n = k = {options.size}; GB/s of file bytes packed, of weights read"
+    )
     head = "   ".join(f"{f'M={count}':>12}" for count in rows)
     print(f"{'':8}{'pack':>7}{'GEMV':>8} {'read':>6}   {head}   {'peak GOPS':>6}")
     for name in options.formats.split(","):

@@ -22,7 +22,7 @@ Buffer allocate(size_t bytes) {
 void share(int64_t count, int threads, const std::function<void(int64_t, int64_t)>& work) {
     std::vector<std::thread> others;
     for (int t = 1; t < threads; ++t) others.emplace_back(work, count * t / threads, count * (t + 1) / threads);
-    work(0, count / (threads < 1 ? 1 : threads));
+    work(0, count / threads);
     for (std::thread& other : others) other.join();
 }
 
@@ -48,23 +48,20 @@ RT_API void rt_pack(int32_t isa, int32_t format, const void* src, int64_t n, int
 }
 
 // y [rows, n] = x [rows, k] W^T + bias [n] + residual [rows, n]; both may be null. `packed` is 64-byte aligned.
+// With gather, row i is row gather[i] of x; with scatter, it goes to row scatter[i] of y, times row_weights[i]; it is added
+// to what is there if `accumulate`. Each may be null.
 RT_API void rt_linear(int32_t isa, int32_t format, const void* packed, int64_t n, int64_t k, const float* x, int64_t rows,
-                      float* y, const float* bias, const float* residual, int32_t threads) {
+                      float* y, const float* bias, const float* residual, const int32_t* gather, const int32_t* scatter,
+                      const float* row_weights, int32_t accumulate, int32_t threads) {
     const rt::Kernels& table = kernels(isa);
     const int32_t kind = table.activation_kind(format);
     const Buffer activations = allocate(table.activation_bytes(kind, rows, k));
     share(table.activation_tiles(kind, rows), threads, [&](int64_t tile0, int64_t tile1) {
-        table.prepare(kind, x, k, nullptr, rows, k, activations.get(), tile0, tile1);
+        table.prepare(kind, x, k, gather, rows, k, activations.get(), tile0, tile1);
     });
     const rt::Weight weight{format, n, k, static_cast<const uint8_t*>(packed)};
-    rt::Linear call{};
-    call.weight = &weight;
-    call.activations = activations.get();
-    call.rows = rows;
-    call.y = y;
-    call.y_stride = n;
-    call.bias = bias;
-    call.residual = residual;
+    const rt::Linear call{&weight,  activations.get(), rows,        y,              n,
+                          bias,     residual,          scatter,     row_weights,    accumulate != 0};
     share(table.linear_units(call), threads, [&](int64_t unit0, int64_t unit1) {
         const size_t bytes = table.linear_scratch(call);
         const Buffer data = allocate(bytes);
@@ -72,4 +69,3 @@ RT_API void rt_linear(int32_t isa, int32_t format, const void* packed, int64_t n
         table.linear(call, unit0, unit1, scratch);
     });
 }
-

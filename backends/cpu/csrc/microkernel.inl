@@ -90,14 +90,17 @@ __attribute__((noinline)) void multiply_int8(const uint8_t* weights, int64_t pan
             }
     for (int64_t block = 0; block < blocks; block += Format::BLOCKS) {
         RT_NO_UNROLL for (int part = 0; part < I::PARTS; ++part) {
+            const uint8_t* block_activations = activations;
+            // or the compiler shares the broadcasts of all parts, and spills them for want of registers
+            if (I::PARTS > 1) __asm__ volatile("" : "+r"(block_activations));
             typename Format::Header header[NR];
             RT_UNROLL for (int n = 0; n < NR; ++n) header[n] = Format::header(weights + n * panel_bytes, part);
             const auto multiply = [&](int b) __attribute__((always_inline)) {
                 multiply_block<I, Format, MR, NR>(header, weights, panel_bytes, b, part,
-                                                  activations + b * width * Int8Block::BYTES, width, total[part]);
+                                                  block_activations + b * width * Int8Block::BYTES, width, total[part]);
             };
             // unrolled, shifts and addresses are constants, which counts where a weight is used once or twice
-            if constexpr (I::PARTS == 1 && MR <= 2) {
+            if constexpr (I::TILED && MR * I::PARTS <= 2) {
                 RT_UNROLL for (int b = 0; b < Format::BLOCKS; ++b) {
                     if (Format::BLOCKS < 8 && b > 0 && block + b >= blocks) break;
                     multiply(b);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -12,25 +13,29 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-SOURCES = Path(__file__).resolve().parents[3] / "backends/cpu/csrc"
+ROOT = Path(__file__).resolve().parents[3]
 ALIGNMENT = 64
 
 
-def build(folder: Path, *options: str) -> Path:
-    """The shared library, built in `folder` unless RUNTIME_CPU_LIBRARY names one that is already there.
+def build(*options: str, name: str = "native-tests") -> Path:
+    """The shared library with all its variants, built in build/<name>, where a second run finds it up to date.
 
-    The test is skipped where there are no tools to build it.
+    RUNTIME_CPU_LIBRARY names one that is there already. The test is skipped where there are no tools to build it.
     """
     if ready := os.environ.get("RUNTIME_CPU_LIBRARY"):
         return Path(ready)
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
+    folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    configure = ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DRT_TEST_VARIANTS=ON", *generator, *options]
-    for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}"
+    configure = ["cmake", "-S", str(ROOT / "backends/cpu/csrc"), "-B", str(folder), "-DRT_TEST_VARIANTS=ON"]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes side by side build once
+        for command in ([*configure, *generator, *options], ["cmake", "--build", str(folder), "--parallel", "2"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}"
     return next(folder.glob("libruntime_cpu.*"))
 
 
@@ -59,7 +64,8 @@ class NativeLinear:
         library.rt_pack.argtypes = [integer, integer, address, long, long, address, integer]
         library.rt_pack.restype = None
         library.rt_linear.argtypes = [
-            *(integer, integer, address, long, long, address, long, address, address, address, integer)
+            *(integer, integer, address, long, long, address, long, address, address, address),
+            *(address, address, address, integer, integer),
         ]
         library.rt_linear.restype = None
         self._library = library
@@ -89,13 +95,21 @@ class NativeLinear:
         *,
         bias: NDArray[np.float32] | None = None,
         residual: NDArray[np.float32] | None = None,
+        gather: NDArray[np.int32] | None = None,
+        scatter: NDArray[np.int32] | None = None,
+        row_weights: NDArray[np.float32] | None = None,
+        into: NDArray[np.float32] | None = None,
         threads: int = 1,
     ) -> NDArray[np.float32]:
-        """float32 [rows, n] = x [rows, k] times the transposed weight, plus bias [n] and residual [rows, n]."""
-        rows, k = x.shape
-        y = np.full((rows, n), np.nan, np.float32)
+        """float32 [rows, n] = x [rows, k] times the transposed weight, plus bias [n] and residual [rows, n].
+
+        `gather` names the row of x, `scatter` the row of y, `row_weights` a factor of each row; `into` is added to.
+        """
+        rows, k = (len(gather), x.shape[1]) if gather is not None else x.shape
+        y = np.full((rows, n), np.nan, np.float32) if into is None else into
         self._library.rt_linear(
             *(self.isas[isa], ggml_type, pointer(packed), n, k, pointer(x), rows, pointer(y)),
-            *(pointer(bias), pointer(residual), threads),
+            *(pointer(bias), pointer(residual), pointer(gather), pointer(scatter), pointer(row_weights)),
+            *(into is not None, threads),
         )
         return y

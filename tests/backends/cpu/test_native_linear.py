@@ -14,10 +14,22 @@ from runtime.dtypes import FORMATS, Format
 sys.path.insert(0, str(Path(__file__).parent))
 from native_library import NativeLinear, build
 
-QUANTISED = (
-    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"),
-)
-PLAIN = ("f32", "f16", "bf16")
+QUANTISED = [
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "iq4_nl",
+    "iq4_xs",
+    "mxfp4",
+]
+PLAIN = ["f32", "f16", "bf16"]
 ROWS = (1, 2, 3, 5, 6, 7, 13, 40)
 # byte offsets of the float16 scales in a block
 HALVES = {
@@ -36,13 +48,14 @@ HALVES = {
     "mxfp4": (),
 }
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 every_format = pytest.mark.parametrize("name", [*QUANTISED, *PLAIN])
 every_quantised_format = pytest.mark.parametrize("name", QUANTISED)
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> NativeLinear:
-    return NativeLinear(build(tmp_path_factory.mktemp("native")))
+def native() -> NativeLinear:
+    return NativeLinear(build())
 
 
 def ggml_type(fmt: Format) -> int:
@@ -86,11 +99,15 @@ def as_the_kernels_see(fmt: Format, x: NDArray[np.float32]) -> NDArray[np.float6
         with np.errstate(divide="ignore", invalid="ignore"):
             inverse = np.where(most > 0, np.float32(127) / most, np.float32(0))
         q = np.rint(groups * inverse)
-        return (q.astype(np.float64) * (most / np.float32(127)).astype(np.float64)).reshape(x.shape)
+        seen: NDArray[np.float64] = (q.astype(np.float64) * (most / np.float32(127)).astype(np.float64)).reshape(
+            x.shape
+        )
+        return seen
     if fmt.name == "bf16":
         bits = x.view(np.uint32).astype(np.uint64)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
-        return rounded.view(np.float32).astype(np.float64)
+        widened: NDArray[np.float64] = rounded.view(np.float32).astype(np.float64)
+        return widened
     return x.astype(np.float64)
 
 
@@ -199,6 +216,26 @@ def test_bias_and_residual_are_added_after_the_product(native: NativeLinear, row
         plain = native.linear(isa, ggml_type(fmt), packed, x, n)
         y = native.linear(isa, ggml_type(fmt), packed, x, n, bias=bias, residual=residual)
         np.testing.assert_array_equal(y, (plain + bias) + residual)
+
+
+@pytest.mark.parametrize("rows", [5, 30])
+def test_gathered_rows_are_weighted_and_added_where_they_are_scattered(native: NativeLinear, rows: int) -> None:
+    fmt = FORMATS["q4_0"]
+    n, k = 37, 96
+    raw, x = random_weight(fmt, n, k), random_activations(50, k)
+    rng = np.random.default_rng(3)
+    gather, scatter = (rng.permutation(50)[:rows].astype(np.int32) for _ in range(2))
+    weights = rng.standard_normal(rows).astype(np.float32)
+    before = rng.standard_normal((50, n)).astype(np.float32)
+    for isa in native.isas:
+        packed = native.pack(isa, ggml_type(fmt), raw, n, k)
+        expected = before.copy()
+        expected[scatter] += native.linear(isa, ggml_type(fmt), packed, x[gather], n) * weights[:, None]
+        y = before.copy()
+        native.linear(
+            *(isa, ggml_type(fmt), packed, x, n), gather=gather, scatter=scatter, row_weights=weights, into=y, threads=2
+        )
+        np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
