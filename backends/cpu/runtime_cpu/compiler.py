@@ -34,29 +34,39 @@ class Compiler:
         self._tables: dict[tuple[Any, ...], Area] = {}
         self._experts: tuple[Any, ...] = ()
         self._residuals, self._absorbed = _residuals(region)
+        self._readers: dict[Value, list[Node]] = {}
+        for node in region.nodes:
+            if "x" in node.inputs:
+                self._readers.setdefault(node.inputs["x"], []).append(node)
 
     def run(self) -> Layout:
         """The program of the region."""
-        for node in self._in_order():
-            emit = _EMITTERS.get(node.op.key)
-            if emit is None:
-                raise Unsupported(f"node {node.name}: the native cpu device has no {node.op.key}")
-            emit(self, node)
+        done = set(self._absorbed)
+        for first in self._region.nodes:
+            for node in (first, *self._companions(first)):
+                if node in done:
+                    continue
+                done.add(node)
+                emit = _EMITTERS.get(node.op.key)
+                if emit is None:
+                    raise Unsupported(f"node {node.name}: the native cpu device has no {node.op.key}")
+                emit(self, node)
         dims = tuple(self._region.dims)
         return assemble(self._steps, dims, tuple(sorted(self._bound)))
 
-    def _in_order(self) -> list[Node]:
-        """The nodes to emit, products of the same rows side by side so that they can share their loop."""
-        nodes = [n for n in self._region.nodes if n not in self._absorbed]
-        siblings: dict[Value, list[Node]] = {}
-        for node in nodes:
-            if node.op.key == "linear@1" and node not in self._residuals:
-                siblings.setdefault(node.inputs["x"], []).append(node)
-        order: dict[Node, None] = {}
-        for node in nodes:
-            group = siblings.get(node.inputs["x"], []) if node.op.key == "linear@1" else []
-            order.update(dict.fromkeys(group if node in group else [node]))
-        return list(order)
+    def _companions(self, first: Node) -> list[Node]:
+        """Later products that need nothing but what `first` needs: they can run at the same time."""
+        if first.op.key not in ("linear@1", "moe_linear@1") or first in self._residuals or first in self._absorbed:
+            return []
+        ports = ("x",) if first.op.key == "linear@1" else ("x", "expert_ids")
+        return [
+            node
+            for node in self._readers.get(first.inputs["x"], [])
+            if node.op.key == first.op.key
+            and node not in self._residuals
+            and all(node.inputs[port] is first.inputs[port] for port in ports)
+            and all(v.kind in ("weight", "constant") for port, v in node.inputs.items() if port not in ports)
+        ]
 
     # --- operands
 

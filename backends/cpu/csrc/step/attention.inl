@@ -17,6 +17,7 @@ constexpr int kChunk = 64;                            // keys at a time
 constexpr int kScoreRows = kLanes == 16 ? 12 : 4;     // rows x two vectors of keys fill the registers
 constexpr int kValueRows = kLanes == 16 ? 6 : 4;
 constexpr int kValueVectors = kLanes == 16 ? 4 : 2;
+constexpr int kAheadRows = 8;
 constexpr float kLog2E = 1.44269504088896341f;
 
 // Two-byte formats: `words` hold pairs.
@@ -45,10 +46,13 @@ struct F32Pairs {
 struct Work {
     alignas(64) float scores[rt::kMaxTileRows][kChunk];    // then the weights, where these are f32
     alignas(64) uint16_t halves[rt::kMaxTileRows][kChunk];  // the weights in bf16
+    // Bytes from what is read to what will be read next. The hardware fetches ahead within a run of bytes, but a head's
+    // keys and values are too short a run for it to get up to speed.
+    int64_t ahead;
 };
 
 // vectors of keys x rows: scores[i][key] = q[i] . k[key], element by element.
-template <class F, int M, int NV>
+template <class F, int M, int NV, bool kAhead>
 void score(const AttentionTile& t, const uint8_t* keys, int row, int vector, Work& work) {
     const int64_t pairs = t.cache->padded_dim() / 2;
     const int64_t pair_bytes = F::kPlain ? 8 * kKvTile : 4 * kKvTile;
@@ -65,7 +69,10 @@ void score(const AttentionTile& t, const uint8_t* keys, int row, int vector, Wor
         const uint32_t* q = (const uint32_t*)t.q + row;
         for (int64_t j = 0; j < pairs; j++, q += t.rows) {
             vu w[NV];
-            for (int v = 0; v < NV; v++) w[v] = load_words(k[v] + j * pair_bytes);
+            for (int v = 0; v < NV; v++) {
+                w[v] = load_words(k[v] + j * pair_bytes);
+                if constexpr (kAhead) __builtin_prefetch(k[v] + j * pair_bytes + work.ahead, 0, 2);
+            }
             for (int i = 0; i < M; i++)
                 for (int v = 0; v < NV; v++) s[v][i] = dot_bf16(s[v][i], w[v], q[i]);
         }
@@ -76,6 +83,7 @@ void score(const AttentionTile& t, const uint8_t* keys, int row, int vector, Wor
             vf low[NV], high[NV];
             for (int v = 0; v < NV; v++) {
                 const vu w = load_words(k[v] + j * pair_bytes);
+                if constexpr (kAhead) __builtin_prefetch(k[v] + j * pair_bytes + work.ahead, 0, 2);
                 low[v] = F::low(w);
                 high[v] = F::kPlain ? (vf)load_words(k[v] + j * pair_bytes + 4 * kKvTile) : F::high(w);
             }
@@ -90,31 +98,29 @@ void score(const AttentionTile& t, const uint8_t* keys, int row, int vector, Wor
         for (int v = 0; v < NV; v++) store(&work.scores[row + i][(vector + v) * kLanes], s[v][i]);
 }
 
-template <class F, int M>
+template <class F, int M, bool kAhead>
 void score_rows(const AttentionTile& t, const uint8_t* keys, int row, int num_vectors, Work& work) {
-    constexpr int NV = M <= 4 && kLanes == 16 ? 4 : 2;
-    int v = 0;
-    for (; v + NV <= num_vectors; v += NV) score<F, M, NV>(t, keys, row, v, work);
-    for (; v < num_vectors; v += 2) score<F, M, 2>(t, keys, row, v, work);
+    // Two vectors at a time: with sixteen lanes the keys are then read byte after byte.
+    for (int v = 0; v < num_vectors; v += 2) score<F, M, 2, kAhead>(t, keys, row, v, work);
 }
 
-template <class F>
+template <class F, bool kAhead>
 void score_all(const AttentionTile& t, const uint8_t* keys, int num_keys, Work& work) {
     const int num_vectors = (num_keys + kKvTile - 1) / kKvTile * (kKvTile / kLanes);
     int row = 0;
-    for (; row + kScoreRows <= t.rows; row += kScoreRows) score_rows<F, kScoreRows>(t, keys, row, num_vectors, work);
+    for (; row + kScoreRows <= t.rows; row += kScoreRows) score_rows<F, kScoreRows, kAhead>(t, keys, row, num_vectors, work);
     if constexpr (kScoreRows > 8)
-        for (; row + 8 <= t.rows; row += 8) score_rows<F, 8>(t, keys, row, num_vectors, work);
-    for (; row + 4 <= t.rows; row += 4) score_rows<F, 4>(t, keys, row, num_vectors, work);
-    for (; row + 2 <= t.rows; row += 2) score_rows<F, 2>(t, keys, row, num_vectors, work);
-    for (; row < t.rows; row++) score_rows<F, 1>(t, keys, row, num_vectors, work);
+        for (; row + 8 <= t.rows; row += 8) score_rows<F, 8, kAhead>(t, keys, row, num_vectors, work);
+    for (; row + 4 <= t.rows; row += 4) score_rows<F, 4, kAhead>(t, keys, row, num_vectors, work);
+    for (; row + 2 <= t.rows; row += 2) score_rows<F, 2, kAhead>(t, keys, row, num_vectors, work);
+    for (; row < t.rows; row++) score_rows<F, 1, kAhead>(t, keys, row, num_vectors, work);
 }
 
 // Scores of one row become weights relative to the row's new maximum; sums so far are scaled to it.
-template <bool kDot>
-void soften(const AttentionTile& t, int row, int64_t key, int num_keys, Work& work) {
+template <bool kDot, bool kFull>
+void soften_row(const AttentionTile& t, int row, int64_t key, int num_keys, Work& work) {
     constexpr int NV = kChunk / kLanes;
-    const int num_vectors = (num_keys + kLanes - 1) / kLanes;
+    const int num_vectors = kFull ? NV : (num_keys + kLanes - 1) / kLanes;
     float* scores = work.scores[row];
     vf x[NV], top = splat(-kInf);
     const int64_t first = t.first[row] - key, end = t.end[row] - key;
@@ -154,9 +160,15 @@ void soften(const AttentionTile& t, int row, int64_t key, int num_keys, Work& wo
     t.total[row] += sum_lanes(sum);
 }
 
+template <bool kDot>
+void soften(const AttentionTile& t, int row, int64_t key, int num_keys, Work& work) {
+    if (num_keys == kChunk) soften_row<kDot, true>(t, row, key, num_keys, work);
+    else soften_row<kDot, false>(t, row, key, num_keys, work);
+}
+
 // sum[i] += weights of pairs `first` .. `end - 1` times their values, for NV vectors of elements from d on. `low` and
 // `high` are all ones, or zero where that token of the pair is beyond what may be read.
-template <class F, int M, int NV>
+template <class F, int M, int NV, bool kAhead>
 void weigh(const AttentionTile& t, const uint8_t* values, int row, int64_t d, int first, int end, uint32_t low,
            uint32_t high, const Work& work) {
     const int64_t dim = t.cache->padded_dim(), pair_bytes = (F::kPlain ? 8 : 4) * dim;
@@ -169,7 +181,10 @@ void weigh(const AttentionTile& t, const uint8_t* values, int row, int64_t d, in
 #if defined(RT_DOT_BF16)
             const uint32_t mask = (low & 0xffffu) | (high & 0xffff0000u);
             vu w[NV];
-            for (int v = 0; v < NV; v++) w[v] = load_words(p + 4 * v * kLanes) & mask;
+            for (int v = 0; v < NV; v++) {
+                w[v] = load_words(p + 4 * v * kLanes) & mask;
+                if constexpr (kAhead) __builtin_prefetch(p + 4 * v * kLanes + work.ahead, 0, 2);
+            }
             for (int i = 0; i < M; i++) {
                 uint32_t pair;
                 std::memcpy(&pair, &work.halves[row + i][2 * j], 4);
@@ -180,6 +195,7 @@ void weigh(const AttentionTile& t, const uint8_t* values, int row, int64_t d, in
             vf even[NV], odd[NV];
             for (int v = 0; v < NV; v++) {
                 const vu w = load_words(p + 4 * v * kLanes);
+                if constexpr (kAhead) __builtin_prefetch(p + 4 * v * kLanes + work.ahead, 0, 2);
                 const vu u = F::kPlain ? load_words(p + 4 * dim + 4 * v * kLanes) : w;
                 even[v] = (vf)((vu)F::low(w) & low);
                 odd[v] = (vf)((vu)F::high(u) & high);
@@ -198,53 +214,68 @@ void weigh(const AttentionTile& t, const uint8_t* values, int row, int64_t d, in
 }
 
 // Tokens first .. end - 1 of the chunk; a pair may be cut at either end.
-template <class F, int M, int NV>
+template <class F, int M, int NV, bool kAhead>
 void weigh_range(const AttentionTile& t, const uint8_t* values, int row, int64_t d, int first, int end,
                  const Work& work) {
     int pair = first / 2, last = end / 2;
     if (first & 1) {
-        weigh<F, M, NV>(t, values, row, d, pair, pair + 1, 0, ~0u, work);
+        weigh<F, M, NV, kAhead>(t, values, row, d, pair, pair + 1, 0, ~0u, work);
         pair++;
     }
-    if (pair < last) weigh<F, M, NV>(t, values, row, d, pair, last, ~0u, ~0u, work);
-    if ((end & 1) && last >= pair) weigh<F, M, NV>(t, values, row, d, last, last + 1, ~0u, 0, work);
+    if (pair < last) weigh<F, M, NV, kAhead>(t, values, row, d, pair, last, ~0u, ~0u, work);
+    if ((end & 1) && last >= pair) weigh<F, M, NV, kAhead>(t, values, row, d, last, last + 1, ~0u, 0, work);
 }
 
-template <class F, int M>
+template <class F, int M, bool kAhead>
 void weigh_rows(const AttentionTile& t, const uint8_t* values, int row, int first, int end, const Work& work) {
     const int64_t dim = t.cache->padded_dim();
     int64_t d = 0;
     for (; d + kValueVectors * kLanes <= dim; d += kValueVectors * kLanes)
-        weigh_range<F, M, kValueVectors>(t, values, row, d, first, end, work);
-    for (; d < dim; d += kLanes) weigh_range<F, M, 1>(t, values, row, d, first, end, work);
+        weigh_range<F, M, kValueVectors, kAhead>(t, values, row, d, first, end, work);
+    for (; d < dim; d += kLanes) weigh_range<F, M, 1, kAhead>(t, values, row, d, first, end, work);
 }
 
-template <class F>
+template <class F, bool kAhead>
 void weigh_all(const AttentionTile& t, const uint8_t* values, int first, int end, const Work& work) {
     int row = 0;
-    for (; row + kValueRows <= t.rows; row += kValueRows) weigh_rows<F, kValueRows>(t, values, row, first, end, work);
+    for (; row + kValueRows <= t.rows; row += kValueRows) weigh_rows<F, kValueRows, kAhead>(t, values, row, first, end, work);
     if constexpr (kValueRows > 4)
-        for (; row + 4 <= t.rows; row += 4) weigh_rows<F, 4>(t, values, row, first, end, work);
-    for (; row + 2 <= t.rows; row += 2) weigh_rows<F, 2>(t, values, row, first, end, work);
-    for (; row < t.rows; row++) weigh_rows<F, 1>(t, values, row, first, end, work);
+        for (; row + 4 <= t.rows; row += 4) weigh_rows<F, 4, kAhead>(t, values, row, first, end, work);
+    for (; row + 2 <= t.rows; row += 2) weigh_rows<F, 2, kAhead>(t, values, row, first, end, work);
+    for (; row < t.rows; row++) weigh_rows<F, 1, kAhead>(t, values, row, first, end, work);
 }
 
-template <class F>
-void attend_as(const AttentionTile& t) {
+// The keys of the tile's head in the block that holds `key`; its values lie behind them.
+inline const uint8_t* head_of(const AttentionTile& t, int64_t key) {
+    return t.cache->data + t.blocks[key / t.cache->block_size] * t.cache->block_bytes() +
+           2 * t.head * t.cache->half_bytes();
+}
+
+template <class F, bool kAhead>
+void attend_with(const AttentionTile& t) {
     const KvCache& cache = *t.cache;
     const int chunk = cache.block_size % kChunk ? kKvTile : kChunk;
     const int64_t half = cache.half_bytes(), token_bytes = (F::kPlain ? 4 : 2) * cache.padded_dim();
     Work work;
     for (int64_t key = t.key_first / chunk * chunk; key < t.key_end; key += chunk) {
         const int64_t offset = key % cache.block_size;
-        const uint8_t* keys =
-            cache.data + t.blocks[key / cache.block_size] * cache.block_bytes() + 2 * t.head * half;
+        const uint8_t* keys = head_of(t, key) + offset * token_bytes;
+        const uint8_t* next = key + chunk < t.key_end ? head_of(t, key + chunk) : t.next;
+        if (next && next != t.next) next += (key + chunk) % cache.block_size * token_bytes;
+        work.ahead = next ? next - keys : 0;
         const int first = (int)(t.key_first > key ? t.key_first - key : 0);
         const int end = (int)(t.key_end < key + chunk ? t.key_end - key : chunk);
-        score_all<F>(t, keys + offset * token_bytes, end, work);
+        score_all<F, kAhead>(t, keys, end, work);
         for (int row = 0; row < t.rows; row++) soften<F::kDot>(t, row, key, end, work);
-        weigh_all<F>(t, keys + half + offset * token_bytes, first, end, work);
+        weigh_all<F, kAhead>(t, keys + half, first, end, work);
     }
+}
+
+template <class F>
+void attend_as(const AttentionTile& t) {
+    // More rows than registers hold read everything several times: then the arithmetic is what takes the time.
+    if (t.rows <= kAheadRows) attend_with<F, true>(t);
+    else attend_with<F, false>(t);
 }
 
 }  // namespace

@@ -48,35 +48,47 @@ void score_q8(const AttentionTile& t, const uint8_t* half, int64_t offset, int r
     }
 }
 
-// Elements of one group of 32 (or 16, the last): the scales go into the weights.
+// Elements of one group, NV vectors of them: the scales are in the weights already.
+template <int M, int NV>
+void weigh_q8_part(const AttentionTile& t, const uint8_t* values, int row, int64_t d, int first, int end,
+                   const float (*weight)[kChunk]) {
+    const int64_t dim = t.cache->padded_dim();
+    vf a[M][NV];
+    for (int i = 0; i < M; i++)
+        for (int v = 0; v < NV; v++) a[i][v] = load(t.sum + (row + i) * dim + d + v * kLanes);
+    for (int j = first & ~1; j < end; j += 2) {
+        for (int v = 0; v < NV; v++) {
+            const Q8Pair x = load_q8_pair(values + j * dim + 2 * (d + v * kLanes));
+            for (int i = 0; i < M; i++) {
+                a[i][v] = fma(x.low, splat(weight[i][j]), a[i][v]);
+                a[i][v] = fma(x.high, splat(weight[i][j + 1]), a[i][v]);
+            }
+        }
+    }
+    for (int i = 0; i < M; i++)
+        for (int v = 0; v < NV; v++) store(t.sum + (row + i) * dim + d + v * kLanes, a[i][v]);
+}
+
 template <int M>
 void weigh_q8(const AttentionTile& t, const uint8_t* half, int64_t offset, int row, int first, int end,
               const Work& work) {
     const KvCache& c = *t.cache;
     const int64_t dim = c.padded_dim(), groups = c.num_scales();
-    const uint16_t* scales = q8_scales(c, half);
+    constexpr int kVectors = kLanes == 16 ? 2 : 1;
     for (int64_t g = 0; g < groups; g++) {
-        float scale[kChunk] = {};
-        for (int j = first; j < end; j++) {
-            uint16_t h[kLanes] = {scales[(offset + j) * groups + g]};
-            scale[j] = from_f16(h)[0];
+        const uint16_t* scales = q8_scales(c, half) + g * c.block_size + offset;
+        alignas(64) float weight[M][kChunk];
+        for (int j = 0; j < end; j += kLanes) {
+            // what lies in free slots may be anything, NaN too
+            const vi number = lane_numbers() + j;
+            const vf scale = select((number >= first) & (number < end), from_f16(scales + j), vf{});
+            for (int i = 0; i < M; i++) store(&weight[i][j], load(&work.scores[row + i][j]) * scale);
         }
-        float weight[M][kChunk];
-        for (int i = 0; i < M; i++)
-            for (int j = 0; j < kChunk; j += kLanes)
-                store(&weight[i][j], load(&work.scores[row + i][j]) * load(scale + j));
-        for (int64_t d = 32 * g; d < dim && d < 32 * g + 32; d += kLanes) {
-            vf a[M];
-            for (int i = 0; i < M; i++) a[i] = load(t.sum + (row + i) * dim + d);
-            for (int j = first & ~1; j < end; j += 2) {
-                const Q8Pair v = load_q8_pair(half + (offset + j) * dim + 2 * d);
-                for (int i = 0; i < M; i++) {
-                    a[i] = fma(v.low, splat(weight[i][j]), a[i]);
-                    a[i] = fma(v.high, splat(weight[i][j + 1]), a[i]);
-                }
-            }
-            for (int i = 0; i < M; i++) store(t.sum + (row + i) * dim + d, a[i]);
-        }
+        int64_t d = 32 * g;
+        const int64_t stop = d + 32 < dim ? d + 32 : dim;
+        for (; d + kVectors * kLanes <= stop; d += kVectors * kLanes)
+            weigh_q8_part<M, kVectors>(t, half + offset * dim, row, d, first, end, weight);
+        for (; d < stop; d += kLanes) weigh_q8_part<M, 1>(t, half + offset * dim, row, d, first, end, weight);
     }
 }
 
@@ -108,7 +120,7 @@ void attend_q8(const AttentionTile& t) {
 int64_t element_offset(const KvCache& c, bool value, int64_t token, int64_t d);
 
 inline int64_t scale_offset(const KvCache& c, bool value, int64_t token, int64_t g) {
-    if (value) return token * c.num_scales() + g;
+    if (value) return g * c.block_size + token;
     return (token / kKvTile * c.num_scales() + g) * kKvTile + token % kKvTile;
 }
 

@@ -157,7 +157,7 @@ private:
             clear(t.all_largest, t.all_total, t.all_sum);
             t.call = AttentionTile{a_.cache, a_.block_table + unit.sequence * a_.table_width, h, count_, 0, 0, first_,
                                    end_, t.call.q, a_.scale, a_.softcap, a_.slopes ? slopes : nullptr, positions_,
-                                   t.largest, t.total, t.sum};
+                                   nullptr, t.largest, t.total, t.sum};
         }
         heads_ = unit.head_end - unit.head_first;
     }
@@ -171,8 +171,22 @@ private:
             for (int32_t h = 0; h < heads_; h++) {
                 tiles_[h].call.key_first = std::max(key, first);
                 tiles_[h].call.key_end = std::min(key + step, end);
+                tiles_[h].call.next = following(key, h, end);
                 rows_.attend(tiles_[h].call);
             }
+    }
+
+    // Where this thread reads when it is done with head h of the block that holds `key`.
+    const uint8_t* following(int64_t key, int32_t h, int64_t end) const {
+        const KvCache& cache = *a_.cache;
+        const AttentionTile& first = tiles_[0].call;
+        const int64_t block = key / cache.block_size;
+        if (h + 1 < heads_) return head(cache, first.blocks[block], first.head + h + 1);
+        return heads_ > 1 && (block + 1) * cache.block_size < end ? head(cache, first.blocks[block + 1], first.head)
+                                                                 : nullptr;
+    }
+    static const uint8_t* head(const KvCache& cache, int32_t block, int32_t head) {
+        return cache.data + block * cache.block_bytes() + 2 * head * cache.half_bytes();
     }
 
     void finish(const Unit& unit, const Tile& t, int32_t kv_head) {

@@ -22,7 +22,7 @@ constexpr int kMaxTileRows = 64;    // query rows of one attention tile
 // tokens for neighbouring elements: the operands of a dot product of pairs. For f32 the pair is outside:
 //   K [token / 32][element / 2][2][32]     V [token / 2][2][element]
 // For q8_0 (8-bit integers, a scale in f16 per 32 elements) integers lie as two-byte formats do, and behind them
-//   scales of K [token / 32][element / 32][32]     scales of V [token][element / 32]
+//   scales of K [token / 32][element / 32][32]     scales of V [element / 32][token]
 struct KvCache {
     uint8_t* data;
     int32_t format;
@@ -52,6 +52,7 @@ struct AttentionTile {
     float scale, softcap;
     const float* slopes;         // [rows] of ALiBi, or null
     const int64_t* positions;    // [rows]
+    const uint8_t* next;         // keys that the thread reads after these, or null: they are fetched ahead
     float* largest;              // [rows] running maximum of scores, in units of ln 2
     float* total;                // [rows] sum of weights
     float* sum;                  // [rows][padded_dim] sum of weighted values

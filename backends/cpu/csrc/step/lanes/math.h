@@ -50,18 +50,12 @@ inline vi lane_numbers() {
 
 // Halves folded onto each other: the order depends on nothing but the number of lanes.
 inline float sum_lanes(vf v) {
-    float a[kLanes];
-    std::memcpy(a, &v, sizeof(a));
-    for (int n = kLanes / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) a[i] += a[i + n];
-    return a[0];
+    for (int n = kLanes / 2; n > 0; n /= 2) v = v + __builtin_shuffle(v, lane_numbers() ^ n);
+    return v[0];
 }
 inline float max_lanes(vf v) {
-    float a[kLanes];
-    std::memcpy(a, &v, sizeof(a));
-    for (int n = kLanes / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
-    return a[0];
+    for (int n = kLanes / 2; n > 0; n /= 2) v = larger(v, __builtin_shuffle(v, lane_numbers() ^ n));
+    return v[0];
 }
 
 inline vf low_bf16(vu x) { return (vf)(x << 16); }
