@@ -22,7 +22,7 @@ from runtime.backend import (
 from runtime_cpu.capabilities import manifest_of
 from runtime_cpu.host import Cores, instruction_sets, processor_name, usable_cores
 from runtime_cpu.measure import measure
-from runtime_cpu.native import ISA_VARIABLE, choose_isa, load_library
+from runtime_cpu.native import choose_isa, load_library
 
 NAME = "cpu"
 NO_NATIVE_KERNELS = "no native kernels: this build computes with the numpy reference, which is right and slow"
@@ -36,7 +36,7 @@ class CpuBackend:
         """See `BackendHooks`. A probe finds something else when another number of cores may be used."""
         cores = usable_cores()
         return BackendInfo(
-            NAME, "hal-runtime", probe_key=f"{cores.count} {cores.reason} {os.environ.get(ISA_VARIABLE, '')}"
+            NAME, "hal-runtime", probe_key=f"{cores.count} {cores.reason} {os.environ.get('RUNTIME_CPU_ISA', '')}"
         )
 
     @hookimpl
