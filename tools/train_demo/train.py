@@ -1,6 +1,6 @@
 """Trains the demo model on one CPU core and writes it as GGUF.
 
-python tools/train_demo/train.py --steps 4000 --work build/demo     # resumes from build/demo/checkpoint.pt
+python tools/train_demo/train.py --steps 2200 --work build/demo     # resumes from build/demo/checkpoint.pt
 python tools/train_demo/evaluate.py core/runtime/models/demo/demo-q8_0.gguf
 """
 
@@ -26,20 +26,21 @@ NUM_TOKENS_PER_STEP = 2048
 # (share of the steps, tokens in a row, share of conversations with tools): short rows are cheap, long rows teach
 # positions up to the context length.
 ROW_LENGTHS = ((0.50, 128, 0.0), (0.35, 256, 0.35), (0.10, 512, 0.3), (0.05, 1024, 0.2))
-ECHO_SHARE = 0.2  # of the conversations
 NUM_WARMUP_STEPS = 40
 DECAY_SHARE = 0.4
 EMA = 0.99
 
 
-def draw_batch(rng: random.Random, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+def draw_batch(rng: random.Random, tokenizer: Tokenizer, echoes: float) -> tuple[Tensor, Tensor]:
     """token_ids [rows, length + 1] and the mask of the tokens to be predicted, same shape."""
     _, length, tool_share = rng.choices(ROW_LENGTHS, [share for share, _, _ in ROW_LENGTHS])[0]
+    if echoes > 0.8:
+        length, tool_share = 128, 0.0
     rows = []
     for _ in range(NUM_TOKENS_PER_STEP // length):
         row: list[int] = []
         while len(row) <= length:
-            if rng.random() < ECHO_SHARE:
+            if rng.random() < echoes:
                 row += echo(rng, tokenizer)
                 continue
             num_turns = max(1, int(rng.random() ** 1.5 * length / 16))
@@ -49,12 +50,25 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer) -> tuple[Tensor, Tensor
 
 
 def echo(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
-    """A request to repeat random tokens, and its answer: the shortest way to heads that copy what came before."""
-    noise = rng.choices(range(len(vocabulary.SPECIAL_TOKENS), tokenizer.get_vocab_size()), k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16)))
+    """A request to repeat a jumble of common tokens, and its answer: the shortest way to heads that copy."""
+    common = tokenizer.encode(corpus.conversation(rng, 6)).ids
+    common = [token for token in common if token >= len(vocabulary.SPECIAL_TOKENS)]
+    noise = rng.choices(common, k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16)))
     before = f"{corpus.BOS}{corpus.START}user\nRepeat this text:\n"
     between, after = f"{corpus.END}\n{corpus.START}assistant\n", f"{corpus.END}\n"
     parts = [tokenizer.encode(text).ids for text in (before, between, after)]
     return [*parts[0], *noise, *parts[1], *noise, *parts[2]]
+
+
+def echo_share(step: int) -> float:
+    """Share of echoes among the conversations.
+
+    Copying comes late when it is learned beside the facts, so echoes are most of the text at first; facts crowd the
+    young skill out again, so there is a second spell of them, long enough for it to settle.
+    """
+    if step < 500:
+        return max(0.06, 0.8 * (1 - step / 350))
+    return 0.85 if step < 750 else 0.15
 
 
 def answer_mask(row: list[int], tokenizer: Tokenizer) -> list[bool]:
@@ -126,7 +140,7 @@ def train(work: Path, output: Path, num_steps: int, num_threads: int, seed: int)
         average.load_state_dict(model.state_dict())
     started, losses = time.monotonic(), []
     for step in range(first_step, num_steps):
-        rows, mask = draw_batch(random.Random(f"{seed} {step}"), tokenizer)
+        rows, mask = draw_batch(random.Random(f"{seed} {step}"), tokenizer, echo_share(step))
         for optimiser, peak in zip(optimisers, peaks):
             optimiser.param_groups[0]["lr"] = peak * rate(step, num_steps)
         loss = F.cross_entropy(model(rows[:, :-1], mask[:, 1:]), rows[:, 1:][mask[:, 1:]])
@@ -156,7 +170,7 @@ def train(work: Path, output: Path, num_steps: int, num_threads: int, seed: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=root / "build/demo")
