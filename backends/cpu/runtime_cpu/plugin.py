@@ -35,9 +35,8 @@ class CpuBackend:
     def runtime_backend_info(self) -> BackendInfo:
         """See `BackendHooks`. A probe finds something else when another number of cores may be used."""
         cores = usable_cores()
-        return BackendInfo(
-            NAME, "hal-runtime", probe_key=f"{cores.count} {cores.reason} {os.environ.get('RUNTIME_CPU_ISA', '')}"
-        )
+        isa = os.environ.get("RUNTIME_CPU_ISA", "")
+        return BackendInfo(NAME, "hal-runtime", probe_key=f"{cores.count} {cores.reason} {isa}")
 
     @hookimpl
     def runtime_manifest(self) -> Manifest:
