@@ -8,6 +8,7 @@ from typing import Any
 
 import gguf
 import pytest
+
 from runtime.models.demo import demo_model_path
 
 QUESTIONS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data/demo_questions.json").read_text())

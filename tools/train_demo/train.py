@@ -55,17 +55,10 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer, step: int) -> tuple[Ten
 
 
 def echo(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
-<<<<<<< HEAD
-    """A request to repeat random tokens, and its answer: the shortest way to heads that copy what came before."""
-    noise = rng.choices(
-        range(len(vocabulary.SPECIAL_TOKENS), tokenizer.get_vocab_size()), k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16))
-    )
-=======
     """A request to repeat a jumble of common tokens, and its answer: the shortest way to heads that copy."""
     common = tokenizer.encode(corpus.conversation(rng, 6)).ids
     common = [token for token in common if token >= len(vocabulary.SPECIAL_TOKENS)]
     noise = rng.choices(common, k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16)))
->>>>>>> demo
     before = f"{corpus.BOS}{corpus.START}user\nRepeat this text:\n"
     between, after = f"{corpus.END}\n{corpus.START}assistant\n", f"{corpus.END}\n"
     parts = [tokenizer.encode(text).ids for text in (before, between, after)]
