@@ -94,7 +94,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         if config.check_tensors:
             model.file.check_tensors(progress)
         choice = choose(discover(), config.backend)
-        device = choice.backend.open(choice.device, DeviceConfig(threads=config.threads))
+        device = choice.backend.open(choice.device, DeviceConfig(threads=config.threads, options=config.device_options))
         opened.append(device)
         host = ReferenceDevice()
         opened.append(host)
