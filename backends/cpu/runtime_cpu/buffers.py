@@ -127,6 +127,8 @@ class NativeWeight:
         self._rows: Any = None
         self.packed_format = -1
         """Number of the format that was packed; see `packed`."""
+        self.decoded_to: str | None = None
+        """The format that the weight was decoded to before packing, where its own has no kernels."""
 
     @property
     def nbytes(self) -> int:
@@ -175,6 +177,7 @@ class NativeWeight:
         name, data = self.spec.format.name, self._data
         if not self._packable(name, k):
             name, made = as_f16_or_bf16(self._decode())
+            self.decoded_to = name
             data = memoryview(made).cast("B")
         number = GGML_TYPES[name]
         one = self._library.rt_device_packed_bytes(self._device, number, n, k)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from runtime.backend import (
@@ -48,6 +49,7 @@ class NativeDevice:
             raise OutOfMemory(f"the system gives this process no {num_threads} threads", remedy="ask for fewer threads")
         self._device: int = device
         self._manifest = native_manifest(library, device, name)
+        self._decoded: dict[str, str] = {}
         self._counters = {"kernels_run": 0, "bytes_uploaded": 0, "bytes_downloaded": 0, "host_compute_ns": 0}
 
     @property
@@ -57,8 +59,12 @@ class NativeDevice:
 
     @property
     def info(self) -> DeviceInfo:
-        """Which device this is."""
-        return self._info
+        """Which device this is; once weights are loaded, its notices tell which were decoded for lack of kernels."""
+        told = tuple(
+            f"{stored} weights have no native kernels: decoded to {made} at load"
+            for stored, made in sorted(self._decoded.items())
+        )
+        return replace(self._info, notices=(*self._info.notices, *told))
 
     @property
     def manifest(self) -> Manifest:
@@ -118,6 +124,9 @@ class NativeDevice:
     def compile(self, region: Region, resident: Mapping[str, Buffer], hints: Mapping[str, Any]) -> NativeExecutable:
         """A program for the region; weights that it needs in another form than they were loaded in get it now."""
         layout = Compiler(self._library, self._device, region, resident).run()
+        for buffer in resident.values():
+            if isinstance(buffer, NativeWeight) and buffer.decoded_to is not None:
+                self._decoded[buffer.spec.format.name] = buffer.decoded_to
         return NativeExecutable(self._library, self._device, layout, self._counters, f"native {self.isa}")
 
     def communicator(self, group: Any, rank: int) -> None:
