@@ -129,6 +129,12 @@ class NativeDevice:
                 self._decoded[buffer.spec.format.name] = buffer.decoded_to
         return NativeExecutable(self._library, self._device, layout, self._counters, f"native {self.isa}")
 
+    def ceilings(self, threads: int) -> Mapping[str, float]:
+        """See `runtime_cpu.measure.ceilings`."""
+        from runtime_cpu.measure import ceilings
+
+        return ceilings(self._library, self.isa, threads)
+
     def communicator(self, group: Any, rank: int) -> None:
         """No collectives: one process is one device."""
 

@@ -1,11 +1,38 @@
-"""A short, checked run of a native kernel, for probes."""
+"""Short measurements of this processor: a checked run of a native kernel for probes, and the ceilings of a report."""
 
 from __future__ import annotations
 
+import ctypes
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from runtime.backend import DeviceInfo, PluginRejected
 from runtime_cpu.native import Library
+
+
+READ_BYTES = 256 << 20
+"""More than any cache holds."""
+
+
+def ceilings(library: Library, isa: str, threads: int) -> dict[str, float]:
+    """What kernels are compared with: `read_bytes_per_s` of memory and `operations_per_s` of byte dot products.
+
+    Reading is timed by the clock on the wall, best of five; the dot products of each thread in its own processor time.
+    """
+    data = library.rt_allocate(READ_BYTES)
+    try:
+        ctypes.memset(data, 1, READ_BYTES)
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            library.rt_measure_read(data, READ_BYTES, threads)
+            seconds.append(time.perf_counter() - started)
+    finally:
+        library.rt_free(data, READ_BYTES)
+    number = library.isas.index(isa)
+    with ThreadPoolExecutor(threads) as pool:
+        peaks = list(pool.map(library.rt_measure_dot_peak, [number] * threads))
+    return {"read_bytes_per_s": READ_BYTES / min(seconds), "operations_per_s": sum(peaks)}
 
 
 def measure(library: Library, isa: str) -> float:

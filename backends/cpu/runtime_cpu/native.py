@@ -32,6 +32,8 @@ _SIGNATURES = {
     "rt_device_activation_bytes": (_LONG, (_VOID, _INT, _LONG, _LONG)),
     "rt_device_pack": (None, (_VOID, _INT, _VOID, _LONG, _LONG, _LONG, _LONG, _VOID)),
     "rt_cache_bytes": (_LONG, (_VOID,)),
+    "rt_measure_dot_peak": (ctypes.c_double, (_INT,)),
+    "rt_measure_read": (ctypes.c_double, (_VOID, _LONG, _INT)),
     "rt_program_create": (_VOID, (_VOID, _VOID, _LONG, _LONG)),
     "rt_program_destroy": (None, (_VOID,)),
     "rt_program_run": (_INT, (_VOID, _VOID, _VOID, _VOID, _LONG)),
