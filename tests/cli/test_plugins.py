@@ -14,7 +14,15 @@ pytestmark = pytest.mark.usefixtures("plugins")
 
 
 def row_of(text: str, name: str) -> str:
-    return next(line for line in text.splitlines() if line.startswith(f"{name} "))
+    """The row that begins with `name`, with the lines that continue its last column."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"{name} "))
+    rest = []
+    for line in lines[first + 1 :]:
+        if not line.startswith(" "):
+            break
+        rest.append(line.strip())
+    return " ".join([lines[first], *rest])
 
 
 def test_backends_shows_every_plugin_with_its_state_and_reason(command: Callable) -> None:
