@@ -1,7 +1,17 @@
 """Trains the demo model on one CPU core and writes it as GGUF.
 
-python tools/train_demo/train.py --steps 3100 --work build/demo     # resumes from build/demo/checkpoint.pt
-python tools/train_demo/evaluate.py core/runtime/models/demo/demo-q8_0.gguf
+    python tools/train_demo/train.py --steps 3100     # to be interrupted at will: resumes from build/demo/checkpoint.pt
+    python tools/train_demo/train.py --steps 3500     # a longer polish at a lower rate
+    python tools/train_demo/evaluate.py core/runtime/models/demo/demo-q8_0.gguf
+
+Needs torch (measured with 2.13.0), tokenizers 0.23.3, gguf 0.19.0 and jinja2. Every batch is a function of seed and
+step. The packaged file took 3500 steps of 2048 tokens, 75 minutes on one thread of a busy two-core EPYC machine (0.8 s
+a step when it is idle). Scores of the packaged file, greedy, from its Q8_0 weights, by evaluate.py --drawn 200:
+
+    capitals, opposites, plurals, colours, days, month lengths, sums and differences of 0-20: 100 % of all of them
+    all phrasings drawn: 100 %, but neighbours of numbers and letters 99.0 %, comparisons 99.5 %, JSON 99.5 %
+    chats of 2-5 turns 98.7 %, of 36 turns 100 %; tool calls and answers from their results 99.9 %
+    copying 92.5 %; by 500 more draws, texts 97 % and "say a word n times" 66 %: it does not count its own words well
 """
 
 from __future__ import annotations
