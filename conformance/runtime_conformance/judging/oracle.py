@@ -20,6 +20,7 @@ RUNS = 24
 """Random runs: the deviation is then known to about 15 %."""
 SMALLEST_NORMAL = {"f32": 2.0**-126, "bf16": 2.0**-126, "f64": 2.0**-1022, "f16": 2.0**-24}
 """What may be flushed to zero: subnormals of formats with eight exponent bits; float16 must keep its own."""
+_MIN_EXPONENT = {"f16": -14, "f64": -1022, "f8_e4m3": -6, "f8_e5m2": -14}
 _UNIFORM = 12.0**-0.5
 """Standard deviation of a rounding error, in units of the last place."""
 
@@ -165,7 +166,7 @@ def unit_in_last_place(x: NDArray[Any], fmt: str) -> NDArray[np.float64]:
     import numpy as np
 
     bits = SIGNIFICAND_BITS.get(fmt, 24)
-    smallest = {"f16": -14, "f64": -1022}.get(fmt, -126)
+    smallest = _MIN_EXPONENT.get(fmt, -126)
     _, exponent = np.frexp(np.where(np.isfinite(x), x, 0.0))
     result: NDArray[np.float64] = np.ldexp(1.0, np.maximum(np.where(x == 0, smallest, exponent - 1), smallest) - bits + 1)
     return result
