@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
-from runtime.backend import Manifest
+from runtime.backend import Manifest, OneOf, Rule
 from runtime.errors import InvalidArgument
 from runtime.executor import matches
 from runtime.ops import CATALOGUE
@@ -66,20 +68,49 @@ def _of_space(space: Space, manifest: Manifest, budget: str) -> Iterator[Case]:
         case = space.build(row)
         if case is not None:
             yield case.but(origin="model")
-    taken = 0
-    for row in covering_rows(space.op, space.domains, lambda r: space.build(r) is not None):
-        case = space.build(row)
-        if case is not None:
-            yield case
-            taken += 1
-            if taken >= limit:
-                break
+    claimed, unclaimed = _split_domains(space, declared)
+    rows = covering_rows(space.op, claimed, lambda r: space.build(r) is not None)
+    yield from (case for row in islice(rows, limit) if (case := space.build(row)) is not None)
+    for name, values in unclaimed.items():
+        yield from _one_of_each(space, name, values)
     if declared:
         yield from edge_cases(space, manifest, limit)
         yield from refusal_cases(op)
     from runtime_conformance.device.laws import law_cases
 
     yield from law_cases(space, manifest, limit)
+
+
+Domains = Mapping[str, tuple[Any, ...]]
+
+
+def _split_domains(space: Space, declared: Sequence[Rule]) -> tuple[Domains, Domains]:
+    """Values of factors that some rule allows, and those that every rule excludes.
+
+    What nobody claims needs one case to be reported, not its share of the covering array.
+    """
+    claimed, unclaimed = dict(space.domains), {}
+    for name, values in space.domains.items():
+        conditions = [[c for c in rule.when if isinstance(c, OneOf) and c.fact == name] for rule in declared]
+        if not conditions or not all(conditions):
+            continue
+        allowed = {v for found in conditions for v in found[0].values}
+        kept = tuple(v for v in values if v in allowed)
+        if kept:
+            claimed[name] = kept
+            unclaimed[name] = tuple(v for v in values if v not in allowed)
+    return claimed, unclaimed
+
+
+def _one_of_each(space: Space, name: str, values: Sequence[Any]) -> Iterator[Case]:
+    """For each value of one factor, the first possible row with the first values of all others."""
+    first = {n: v[0] for n, v in space.domains.items() if v}
+    for value in values:
+        for row in (first | {name: value}, *({**first, name: value, "kind": k} for k in space.domains.get("kind", ()))):
+            case = space.build(row)
+            if case is not None:
+                yield case
+                break
 
 
 def _is_possible(case: Case) -> bool:

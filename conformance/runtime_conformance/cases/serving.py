@@ -19,7 +19,7 @@ def _penalize(p: Params) -> Case | None:
     data: dict[str, tuple[Any, ...]] = {
         "logits": ("normal", 4.0),
         "token_ids": ("distinct", p["V"]),
-        "output_counts": ("integers", 0, 3),
+        "output_counts": ("ties", 4),
         "repetition": ("uniform", 1.0, 1.5) if p["active"] else ("constant", 1.0),
         "presence": ("uniform", -0.5, 1.0) if p["active"] else ("constant", 0.0),
         "frequency": ("uniform", 0.0, 0.7),

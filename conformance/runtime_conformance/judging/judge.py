@@ -56,11 +56,11 @@ def judge(case: Case, outputs: Sequence[Any], oracle: Oracle, inputs: Mapping[st
                 judge_route(outputs[0], oracle, inputs, result.reasons)
                 given = given[1:]
             for y, expected in given:
-                _judge_one(case, y, expected, oracle.is_exact, result)
+                _judge_one(case, y, expected, oracle, result)
     return result
 
 
-def _judge_one(case: Case, y: Any, expected: Expected, is_exact: bool, result: Judgement) -> None:
+def _judge_one(case: Case, y: Any, expected: Expected, oracle: Oracle, result: Judgement) -> None:
     check = case.declaration.check
     if y.shape != expected.value.shape:
         result.reasons.append(f"shape {list(y.shape)}, expected {list(expected.value.shape)}")
@@ -76,10 +76,10 @@ def _judge_one(case: Case, y: Any, expected: Expected, is_exact: bool, result: J
     # a move or a conversion has no arithmetic that could be coarser than its tensor
     computed = expected.value if check.metric == "exact" else round_to(expected.declared, expected.value)
     wanted = round_to(expected.format, computed)
-    if is_exact or check.metric == "exact":
+    if oracle.is_exact or check.metric == "exact":
         _compare_exactly(y, wanted, result)
         return
-    compared = _same_positions(y, expected, wanted, result)
+    compared = _same_positions(y, expected, wanted, oracle.shares_scales, result)
     if check.metric == "ulp":
         _within_ulps(y, expected, compared, check.max_ulp, result)
     elif expected.sigma is not None:
@@ -114,7 +114,9 @@ def _compare_exactly(y: NDArray[Any], wanted: NDArray[Any], result: Judgement) -
         )
 
 
-def _same_positions(y: NDArray[Any], expected: Expected, wanted: NDArray[Any], result: Judgement) -> NDArray[Any]:
+def _same_positions(
+    y: NDArray[Any], expected: Expected, wanted: NDArray[Any], shares_scales: bool, result: Judgement
+) -> NDArray[Any]:
     """Where numbers can be compared; NaN and infinities must be where they belong."""
     import numpy as np
 
@@ -124,6 +126,8 @@ def _same_positions(y: NDArray[Any], expected: Expected, wanted: NDArray[Any], r
     at_border = np.isfinite(value) & (np.abs(value) > 0.98 * limit)
     wrong = (np.isnan(y) != np.isnan(wanted)) & ~at_border
     wrong |= (np.isinf(y) | np.isinf(wanted)) & (y != wanted) & ~np.isnan(y) & ~np.isnan(wanted) & ~at_border
+    if shares_scales:
+        wrong = (np.isfinite(y) != np.isfinite(wanted)) & ~at_border
     if wrong.any():
         result.reasons.append(
             f"NaN or infinity at {int(wrong.sum())} of {wrong.size} elements is not where it belongs; "

@@ -21,6 +21,8 @@ RUNS = 24
 SMALLEST_NORMAL = {"f32": 2.0**-126, "bf16": 2.0**-126, "f64": 2.0**-1022, "f16": 2.0**-24}
 """What may be flushed to zero: subnormals of formats with eight exponent bits; float16 must keep its own."""
 _MIN_EXPONENT = {"f16": -14, "f64": -1022, "f8_e4m3": -6, "f8_e5m2": -14}
+ELEMENTARY_ULP = 0.75
+"""Root mean square error of exp, tanh, rsqrt and their like in a kernel's registers, beyond one rounding."""
 _UNIFORM = 12.0**-0.5
 """Standard deviation of a rounding error, in units of the last place."""
 
@@ -44,10 +46,16 @@ class Expected:
 
 @dataclass(frozen=True)
 class Oracle:
-    """What the outputs of a case should be. `is_exact`: they must match bit for bit."""
+    """What the outputs of a case should be.
+
+    is_exact       they must match bit for bit
+    shares_scales  activations are declared as integers with shared scales, which hold neither NaN nor infinity: what
+                   is not finite may then come out as either
+    """
 
     outputs: tuple[Expected, ...]
     is_exact: bool
+    shares_scales: bool = False
 
 
 def points_of(case: Case, numerics: Numerics) -> dict[str, str]:
@@ -88,7 +96,8 @@ def make_oracle(case: Case, inputs: Mapping[str, Any], numerics: Numerics, seed:
     is_exact = case.kind == "exact" and _is_exact(case, inputs, points, values)
     needs_sigma = case.declaration.check.metric == "statistical" or case.op == "moe_route@1"
     if is_exact or not needs_sigma:
-        return Oracle(tuple(Expected(np.asarray(v), *f) for v, f in zip(values, formats)), is_exact)
+        made = [Expected(np.asarray(v), *f) for v, f in zip(values, formats)]
+        return Oracle(tuple(made), is_exact, points["activation"].startswith("i8/"))
     rng = np.random.Generator(np.random.Philox(key=[seed, int(case.id[-6:], 16)]))
     errors: list[list[Any]] = [[] for _ in values]
     for _ in range(RUNS):
@@ -97,13 +106,14 @@ def make_oracle(case: Case, inputs: Mapping[str, Any], numerics: Numerics, seed:
             for error, y, value in zip(errors, noisy, values):
                 error.append(np.asarray(y, float) - value)
     made = []
+    elementary = 0.0 if case.declaration.family == "matmul" else ELEMENTARY_ULP
     for value, (fmt, declared), error in zip(values, formats, errors):
         if np.asarray(value).dtype.kind != "f":
             made.append(Expected(np.asarray(value), fmt, declared))
             continue
-        sigma, gain_se = _deviation(np.asarray(value, float), np.stack(error), (declared, fmt), points)
+        sigma, gain_se = _deviation(np.asarray(value, float), np.stack(error), (declared, fmt), points, elementary)
         made.append(Expected(np.asarray(value, float), fmt, declared, sigma, gain_se))
-    return Oracle(tuple(made), False)
+    return Oracle(tuple(made), False, points["activation"].startswith("i8/"))
 
 
 class DeclaredRounding(Rounding):
@@ -111,12 +121,15 @@ class DeclaredRounding(Rounding):
 
     def __call__(self, point: str, x: NDArray[Any]) -> NDArray[Any]:
         """As `Rounding`, with no error where rounding to nearest would make none."""
-        fmt = self.formats.get(point)
-        noisy = super().__call__(point, x)
-        if self.mode != "random" or fmt is None or fmt.startswith("i8/") or fmt == "f64":
-            return noisy
         import numpy as np
 
+        fmt = self.formats.get(point)
+        if fmt is not None and fmt.startswith("i8/"):  # one NaN must not hide what its group may deviate
+            is_finite = np.isfinite(x)
+            return np.where(is_finite, super().__call__(point, np.where(is_finite, x, 0.0)), x)
+        noisy = super().__call__(point, x)
+        if self.mode != "random" or fmt is None or fmt == "f64":
+            return noisy
         result: NDArray[Any] = np.where(round_to(fmt, x) == x, x, noisy)
         return result
 
@@ -143,7 +156,7 @@ def _is_exact(case: Case, inputs: Mapping[str, Any], points: Mapping[str, str], 
 
 
 def _deviation(
-    value: NDArray[Any], errors: NDArray[Any], formats: tuple[str, str], points: Mapping[str, str]
+    value: NDArray[Any], errors: NDArray[Any], formats: tuple[str, str], points: Mapping[str, str], elementary: float
 ) -> tuple[NDArray[np.float64], float]:
     """Standard deviation per element, drawn toward its row's where one row shares its errors, and of the gain."""
     import numpy as np
@@ -156,11 +169,15 @@ def _deviation(
         floor = unit_in_last_place(clean, *formats) * _UNIFORM
         row = variance.mean(-1, keepdims=True) if variance.ndim else variance
         shared = np.minimum(row, 16 * variance + 4 * floor**2)
-        sigma = np.sqrt(0.5 * variance + 0.5 * shared + (0.5 * floor) ** 2)
+        held = points["accumulate"] if points["accumulate"] in ("f16", "bf16") else "f32"
+        inner = elementary * unit_in_last_place(clean, held)
+        sigma = np.sqrt(0.5 * variance + 0.5 * shared + (0.5 * floor) ** 2 + inner**2)
         power = float((clean * clean).sum())
         slopes = (errors * clean).reshape(len(errors), -1).sum(1) / power if power else np.zeros(1)
     # constants of a kernel (a scale, an epsilon) are rounded once for all elements
     least = 2.0 ** -(SIGNIFICAND_BITS.get(points["accumulate"], 24) if points["accumulate"] != "f64" else 24)
+    # values that lie on the grid of the output share the direction in which they are rounded
+    least += 0.06 * 2.0 ** -min(SIGNIFICAND_BITS.get(f, 24) for f in formats)
     return np.maximum(sigma, floor), float(np.sqrt((slopes**2).mean() + least**2))
 
 
