@@ -12,9 +12,10 @@ Names are imported on first use: `import runtime` itself loads nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers know the name; importing `typing` would take most of the time that this may take
 if TYPE_CHECKING:
+    from typing import Any
+
     from runtime.engine.files import load_tokenizer
     from runtime.engine.llm import LLM
     from runtime.engine.request import Completion, PositionLogprobs, RequestOutput, TokenLogprob

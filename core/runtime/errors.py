@@ -102,6 +102,15 @@ class Unsupported(RuntimeFault):
         super().__init__(message, remedy=remedy)
         self.reasons = tuple(reasons)
 
+    def __str__(self) -> str:
+        shown = "; ".join(self.reasons[:3])
+        more = f" (and {len(self.reasons) - 3} more reasons)" if len(self.reasons) > 3 else ""
+        return (
+            f"{self.message}: {shown}{more}" + (f"; {self.remedy}" if self.remedy else "")
+            if shown
+            else super().__str__()
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As the base class, with `reasons`."""
         return {**super().to_json(), "reasons": list(self.reasons)}

@@ -5,6 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+DEMO = "demo"
+
+
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = True) -> None:
+    """The positional MODEL."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?" if optional else None,
+        default=DEMO,
+        help="GGUF file, .safetensors file or Hugging Face directory; `demo` is the packaged model"
+        + (" (demo)" if optional else ""),
+    )
+
+
+def model_path(text: str | None) -> str | None:
+    """What a person wrote as MODEL, as the engine takes it: None is the packaged demo model."""
+    return None if text in (None, DEMO) else text
+
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Options that decide where a model runs and how much memory it may take."""

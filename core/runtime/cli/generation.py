@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
-from runtime.cli.output import EXIT_INTERRUPTED, emit, paint, report_error, status
+from runtime.cli.output import EXIT_INTERRUPTED, emit, report_error, status
 from runtime.engine.llm import LLM, Message
 from runtime.engine.request import RequestOutput
 from runtime.engine.sampling_params import SamplingParams
@@ -50,19 +50,25 @@ class Timing:
 
 
 class Interrupt:
-    """Ctrl-C: the first one sets `requested`, a second one raises KeyboardInterrupt at once."""
+    """Ctrl-C: the first one stops the answer, a second one leaves by KeyboardInterrupt.
+
+    While tokens come, the first one only sets `requested`, so that the step under way ends well. Before the first
+    token, a long prompt may take many steps without a chance to look at the flag: then it raises at once.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.is_streaming = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle one SIGINT."""
-        if self.requested:
-            raise KeyboardInterrupt
+        """Handle the signal."""
+        is_second = self.requested
         self.requested = True
+        if is_second or not self.is_streaming:
+            raise KeyboardInterrupt
 
 
-@contextmanager
+@contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
     """Catch Ctrl-C for the duration of one answer."""
     interrupt = Interrupt()
@@ -86,37 +92,38 @@ class Session:
         self.verbose = verbose
         self._first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._messages: list[Message] = list(self._first)
-        if raw and system is not None:
-            raise InvalidArgument("--system has no place in a raw prompt", remedy="leave out --raw or --system")
 
     def answer(self, text: str) -> int:
         """Answer one prompt; returns the exit code."""
         prompt: str | Sequence[Message] = text
         if not self.raw:
             prompt = [*self._messages, {"role": "user", "content": text}]
-        reply, interrupted = self._generate(prompt)
-        if not self.as_json and not reply.endswith("\n"):
-            print(flush=True)
+        _, interrupted = self._generate(prompt)
         return EXIT_INTERRUPTED if interrupted else 0
 
     def chat(self) -> int:
         """Talk until the person leaves; returns the exit code."""
-        if not self.llm.has_chat_template and not self.raw:
-            raise InvalidArgument("this model has no chat template", remedy="give one with --chat-template")
+        if not self.llm.has_chat_template:
+            raise InvalidArgument(
+                "this model has no chat template, so there is nothing to chat with",
+                remedy="give a template with --chat-template, or a prompt to continue",
+            )
         if self.raw:
             raise InvalidArgument(
-                "chatting needs a chat template and this is a raw session",
-                remedy="give a prompt with -p, or a template with --chat-template",
+                "--raw continues a prompt, and there is none", remedy="give a prompt, or leave it out"
             )
-        import readline  # noqa: F401  (gives input() line editing and history)
-
+        with contextlib.suppress(ImportError):  # not on every system
+            import readline  # noqa: F401  (gives input() line editing and history)
         status(HELP)
         while True:
             try:
-                text = input("> ")
+                text = _ask()
             except (EOFError, KeyboardInterrupt):
                 print(file=sys.stderr)
                 return 0
+            except UnicodeDecodeError as error:
+                status(f"that was not UTF-8: {error.reason} at byte {error.start}")
+                continue
             command = text.strip()
             if command in ("/exit", "/quit"):
                 return 0
@@ -138,7 +145,6 @@ class Session:
             self._messages.pop()
             report_error(error, as_json=False)
             return
-        print(flush=True)
         self._messages.append({"role": "assistant", "content": reply})
 
     def _generate(self, prompt: str | Sequence[Message]) -> tuple[str, bool]:
@@ -148,21 +154,26 @@ class Session:
         started = time.perf_counter()
         pieces: list[str] = []
         finish_reason = None
-        with interruptible() as interrupt:
-            for output in self.llm.stream(token_ids, self.params):
-                timing.num_output_tokens += len(output.token_ids)
-                if timing.num_output_tokens == 1:
-                    timing.ttft_s = time.perf_counter() - started
-                pieces.append(output.text)
-                self._show(output)
-                finish_reason = output.finish_reason
-                if interrupt.requested:
-                    finish_reason = "aborted"
-                    break
+        with interruptible() as interrupt, contextlib.closing(self.llm.stream(token_ids, self.params)) as outputs:
+            try:
+                for output in outputs:
+                    interrupt.is_streaming = True
+                    if not timing.num_output_tokens:
+                        timing.ttft_s = time.perf_counter() - started
+                    timing.num_output_tokens += len(output.token_ids)
+                    pieces.append(output.text)
+                    self._show(output)
+                    finish_reason = output.finish_reason
+                    if interrupt.requested:
+                        break
+            except KeyboardInterrupt:
+                if interrupt.is_streaming:
+                    raise
             interrupted = interrupt.requested
         timing.e2e_s = time.perf_counter() - started
-        self._finish(timing, finish_reason, interrupted)
-        return "".join(pieces), interrupted
+        text = "".join(pieces)
+        self._finish(timing, text, finish_reason or "aborted", interrupted)
+        return text, interrupted
 
     def _token_ids(self, prompt: str | Sequence[Message]) -> list[int]:
         if isinstance(prompt, str):
@@ -178,7 +189,7 @@ class Session:
             event["logprobs"] = [asdict(p) for p in output.logprobs]
         emit(event)
 
-    def _finish(self, timing: Timing, finish_reason: str | None, interrupted: bool) -> None:
+    def _finish(self, timing: Timing, text: str, finish_reason: str, interrupted: bool) -> None:
         if self.as_json:
             emit(
                 {
@@ -190,8 +201,17 @@ class Session:
                 }
             )
             return
-        if interrupted:
-            print(f" {paint('[stopped]', '2')}", end="", file=sys.stderr, flush=True)
-        if self.verbose:
+        if not text.endswith("\n"):
             print(flush=True)
+        if interrupted:
+            status("[stopped]")
+        if self.verbose:
             status(timing.describe())
+
+
+def _ask() -> str:
+    """One line from the person. The prompt stays off a stdout that leads elsewhere."""
+    if sys.stdout.isatty():
+        return input("> ")
+    print("> ", end="", file=sys.stderr, flush=True)
+    return input()

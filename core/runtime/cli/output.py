@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from runtime.errors import RuntimeFault, Unsupported
 
+MAX_WIDTH = 120
+MAX_REASONS = 10
+SEPARATOR = " · "
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -18,6 +26,9 @@ EXIT_BROKEN_PIPE = 141
 
 def guarded(action: Callable[[], int], *, as_json: bool) -> int:
     """Run a verb; typed errors become one readable message (or one JSON object) and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or locale that lacks a character must not end the answer
+            stream.reconfigure(errors="replace")
     try:
         code = action()
         sys.stdout.flush()
@@ -40,9 +51,10 @@ def report_error(error: RuntimeFault, *, as_json: bool) -> None:
         return
     lines = [f"{paint('error:', '31;1')} {error.message}"]
     if isinstance(error, Unsupported):
-        lines += [f"       {reason}" for reason in error.reasons[:10]]
-        if len(error.reasons) > 10:
-            lines.append(f"       and {len(error.reasons) - 10} more reasons")
+        reasons = [reason for reason in error.reasons if reason not in error.message]
+        lines += [f"       {reason}" for reason in reasons[:MAX_REASONS]]
+        if len(reasons) > MAX_REASONS:
+            lines.append(f"       and {len(reasons) - MAX_REASONS} more reasons")
     if error.remedy:
         lines.append(f"       {error.remedy}")
     print("\n".join(lines), file=sys.stderr)
@@ -58,9 +70,9 @@ def status(line: str) -> None:
     print(paint(line, "2"), file=sys.stderr, flush=True)
 
 
-def paint(text: str, code: str) -> str:
-    """`text` in an ANSI style when stderr is a terminal and NO_COLOR is not set."""
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+def paint(text: str, code: str, stream: TextIO | None = None) -> str:
+    """`text` in an ANSI style when `stream` (stderr) is a terminal and NO_COLOR is not set."""
+    if text and (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR"):
         return f"\x1b[{code}m{text}\x1b[0m"
     return text
 
@@ -96,11 +108,53 @@ def human_bytes(count: int) -> str:
     raise AssertionError
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns; the last column is not padded."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def human_count(count: int) -> str:
+    """A number of parameters or tokens for a person: 1.24 billion."""
+    for limit, unit in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count:,}"
+
+
+def plural(count: int, what: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows in aligned columns; the last column is wrapped below itself where the line would grow too long."""
+    widths = [max(_visible(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths)]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
+        cells = [cell + " " * (width - _visible(cell)) for cell, width in zip(row[:-1], widths)]
+        lines.append(wrap(row[-1], first=indent + "  ".join([*cells, ""])))
     return "\n".join(lines)
+
+
+def wrap(text: str, first: str = "") -> str:
+    """`text` after the prefix `first`, further lines indented as far; no wider than the terminal or MAX_WIDTH."""
+    margin = _visible(first)
+    width = max(_line_width() - margin, 24)
+    if _visible(text) <= width:
+        return (first + text).rstrip()
+    lines: list[str] = []
+    for part in _parts(text, width):
+        if lines and _visible(lines[-1]) + _visible(part) + len(SEPARATOR) <= width:
+            lines[-1] += SEPARATOR + part
+        else:
+            lines += textwrap.wrap(part, width, break_long_words=False, break_on_hyphens=False)
+    return ("\n" + " " * margin).join([first + lines[0], *lines[1:]])
+
+
+def _parts(text: str, width: int) -> list[str]:
+    """Where a text is a list of facts, lines are broken between two of them."""
+    parts = text.split(SEPARATOR)
+    return parts if all(_visible(part) <= width for part in parts) else [text]
+
+
+def _line_width() -> int:
+    return min(shutil.get_terminal_size((MAX_WIDTH, 0)).columns, MAX_WIDTH) if sys.stdout.isatty() else MAX_WIDTH
+
+
+def _visible(text: str) -> int:
+    return len(ANSI.sub("", text))

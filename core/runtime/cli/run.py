@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli.arguments import add_placement, add_sampling, placement, sampling
+from runtime.cli.arguments import add_placement, add_sampling, model_path, placement, sampling
 from runtime.cli.output import LoadProgress, emit, status
+from runtime.cli.texts import read_standard_input, read_text
 from runtime.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
-    parser.add_argument("text", nargs="?", metavar="PROMPT", help="the prompt; without one: chat, or stdin if piped")
+    parser.add_argument(
+        "text", nargs="?", metavar="PROMPT", help="the prompt; without one: chat, or read stdin if piped"
+    )
     parser.add_argument("-m", "--model", metavar="PATH", help="GGUF file or Hugging Face directory (the demo model)")
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt, as an option")
     parser.add_argument("-f", "--file", metavar="PATH", help="read the prompt from a file")
@@ -39,23 +41,28 @@ def run(args: argparse.Namespace) -> int:
     interactive = prompt is None
     if interactive and args.json:
         raise InvalidArgument("--json needs a prompt", remedy="give one, or pipe it in")
+    if args.raw and args.system is not None:
+        raise InvalidArgument("--system has no place in a raw prompt", remedy="leave out --raw or --system")
     from runtime.engine.llm import LLM
+    from runtime.engine.sampling_params import SamplingParams
 
+    given = sampling(args)
+    SamplingParams(**given)  # a wrong setting is told before a large model is loaded
     progress = LoadProgress()
     try:
         llm = LLM(
-            args.model,
+            model_path(args.model),
             **placement(args),
             max_num_seqs=1,
             check_tensors=args.check_tensors,
-            chat_template=_read(args.chat_template) if args.chat_template else None,
+            chat_template=read_text(args.chat_template) if args.chat_template else None,
             progress=progress,
         )
     finally:
         progress.finish()
     with llm:
         _announce(llm, args)
-        params = llm.default_sampling_params.with_(**sampling(args))
+        params = llm.default_sampling_params.with_(**given)
         from runtime.cli.generation import Session
 
         session = Session(llm, params, system=args.system, raw=args.raw, as_json=args.json, verbose=args.verbose)
@@ -68,11 +75,11 @@ def _prompt(args: argparse.Namespace) -> str | None:
     if len(given) > 1:
         raise InvalidArgument("the prompt was given more than once", remedy="use one of PROMPT, --prompt and --file")
     if args.file is not None:
-        return _read(args.file)
+        return read_text(args.file)
     if given:
         return str(given[0])
     if not sys.stdin.isatty():
-        text = sys.stdin.read()
+        text = read_standard_input()
         if not text.strip():
             raise InvalidArgument("there is no prompt: none was given and standard input is empty")
         return text.rstrip("\n")
@@ -88,10 +95,3 @@ def _announce(llm: LLM, args: argparse.Namespace) -> None:
         if args.verbose:
             for line in llm.loaded.plan.describe():
                 status(line)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read as text: {error}") from error

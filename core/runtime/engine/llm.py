@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **template_arguments: Any,
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """Yield what each step adds. `prompt` is text, token ids, or the messages of a conversation.
 
         Closing the iterator (leaving the loop) aborts the request.
@@ -204,7 +204,7 @@ class LLM:
                 self._engine.abort(request.request_id)
             raise
 
-    def _stream(self, request: Request) -> Iterator[RequestOutput]:
+    def _stream(self, request: Request) -> Generator[RequestOutput, None, None]:
         try:
             while request.finish_reason is None:
                 for output in self._engine.step():

@@ -133,7 +133,7 @@ def plan_model(
         block_size=block_size,
         kv_format=kv_format,
     )
-    return _plan(graph, config, manifests, {"B": context.num_blocks}), context, kv_format
+    return plan_graph(graph, config, manifests, {"B": context.num_blocks}), context, kv_format
 
 
 def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
@@ -178,7 +178,7 @@ def _assemble(
         max_model_len=context.max_model_len,
         eos_token_ids=model.tokenizer.eos_token_ids,
         token_text=lambda token_id: _token_text(model.tokenizer, token_id),
-        make_executor=lambda graph: Executor(_plan(graph, config, manifests), devices),
+        make_executor=lambda graph: Executor(plan_graph(graph, config, manifests), devices),
     )
     engine = Engine(
         runner=Runner(executor, context.block_size),
@@ -204,12 +204,13 @@ def _token_text(tokenizer: Tokenizer, token_id: int) -> str:
     return tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
 
-def _plan(
+def plan_graph(
     graph: Graph,
     config: EngineConfig,
     manifests: Mapping[str, Manifest],
     state_dims: Mapping[str, int] | None = None,
 ) -> Plan:
+    """Place a graph under the policy of `config`; raises FallbackForbidden, Unsupported or InvalidArgument."""
     return make_plan(
         graph,
         manifests,

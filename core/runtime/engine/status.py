@@ -29,7 +29,8 @@ def status_lines(loaded: Loaded) -> tuple[str, ...]:
     if "threads" in details:
         threads = loaded.config.threads
         reason = details.get("threads_reason", "")
-        parts.append(f"{threads} threads (as asked)" if threads else f"{details['threads']} threads ({reason})")
+        count, why = (str(threads), "as asked") if threads else (details["threads"], reason)
+        parts.append(f"{count} thread{'' if count == '1' else 's'} ({why})")
     if loaded.plan.summary.host_share > 0 or loaded.config.place:
         parts.append(loaded.plan.summary.line())
     model = f"{loaded.model.name} {main_format(loaded.spec)}"

@@ -181,10 +181,9 @@ class _Placer:
         raise _NoDevice([f"{node.name} ({node.op.key}): {r}" for node in group for r in reasons[node]])
 
     def _refuse(self, reasons: list[str]) -> None:
-        shown = "; ".join(dict.fromkeys(reasons[:3]))
-        more = f" (and {len(reasons) - 3} more reasons)" if len(reasons) > 3 else ""
         names = ", ".join(self.devices) or "no device"
-        message = f"{self.graph.name} cannot be placed on {names} with --fallback {self.policy}: {shown}{more}"
+        message = f"{self.graph.name} cannot be placed on {names} with --fallback {self.policy}"
+        reasons = list(dict.fromkeys(reasons))
         if self.policy == "host":
             raise Unsupported(message, reasons=reasons)
         raise FallbackForbidden(message, remedy="allow the host with --fallback host", reasons=reasons)

@@ -25,9 +25,9 @@ def _expand_qkv_rope_write(b: Any, v: Mapping[str, Any], attrs: Attrs) -> Any:
     norm = _take(attrs, "eps", "weight_offset")
 
     def project(part: str) -> Any:
-        y = b.op("linear", x=v["x"], weight=v[f"{part}_weight"], bias=v.get(f"{part}_bias"))
+        y = b.op("linear", name=f"{part}_proj", x=v["x"], weight=v[f"{part}_weight"], bias=v.get(f"{part}_bias"))
         gain = v.get(f"{part}_norm")
-        return y if gain is None else b.op("rms_norm", x=y, weight=gain, attrs=norm)
+        return y if gain is None else b.op("rms_norm", name=f"{part}_norm", x=y, weight=gain, attrs=norm)
 
     def rotate(x: Any) -> Any:
         return b.op("rope", x=x, positions=v["positions"], inv_freq=v["inv_freq"], attrs=rotary)
@@ -37,15 +37,15 @@ def _expand_qkv_rope_write(b: Any, v: Mapping[str, Any], attrs: Attrs) -> Any:
 
 
 def _expand_swiglu_ffn(b: Any, v: Mapping[str, Any], attrs: Attrs) -> Any:
-    gate = b.op("linear", x=v["x"], weight=v["gate_weight"], bias=v.get("gate_bias"))
-    up = b.op("linear", x=v["x"], weight=v["up_weight"], bias=v.get("up_bias"))
+    gate = b.op("linear", name="gate_proj", x=v["x"], weight=v["gate_weight"], bias=v.get("gate_bias"))
+    up = b.op("linear", name="up_proj", x=v["x"], weight=v["up_weight"], bias=v.get("up_bias"))
     h = b.op("glu", gate=gate, up=up, attrs=_take(attrs, "kind"))
-    return b.op("linear", x=h, weight=v["down_weight"], bias=v.get("down_bias"))
+    return b.op("linear", name="down_proj", x=h, weight=v["down_weight"], bias=v.get("down_bias"))
 
 
 def _expand_decoder_layer(b: Any, v: Mapping[str, Any], attrs: Attrs) -> Any:
     norm = _take(attrs, "eps", "weight_offset")
-    h = b.op("rms_norm", x=v["x"], weight=v["attn_norm"], attrs=norm)
+    h = b.op("rms_norm", name="attn_norm", x=v["x"], weight=v["attn_norm"], attrs=norm)
     q, kv = b.op(
         "qkv_rope_write",
         x=h,
@@ -59,11 +59,17 @@ def _expand_decoder_layer(b: Any, v: Mapping[str, Any], attrs: Attrs) -> Any:
         **{port.name: v[port.name] for port in _BATCH_PORTS},
         attrs=_take(attrs, "num_heads", "num_kv_heads", "head_dim", "scale", "window", "softcap"),
     )
-    h = b.op("linear", x=h, weight=v["o_weight"], bias=v.get("o_bias"))
-    x = b.op("add", a=v["x"], b=h)
-    h = b.op("rms_norm", x=x, weight=v["ffn_norm"], attrs=norm)
-    h = b.op("swiglu_ffn", x=h, **{port.name: v.get(port.name) for port in _FFN_PORTS}, attrs=_take(attrs, "kind"))
-    return b.op("add", a=x, b=h), kv
+    h = b.op("linear", name="o_proj", x=h, weight=v["o_weight"], bias=v.get("o_bias"))
+    x = b.op("add", name="attn_add", a=v["x"], b=h)
+    h = b.op("rms_norm", name="ffn_norm", x=x, weight=v["ffn_norm"], attrs=norm)
+    h = b.op(
+        "swiglu_ffn",
+        name="ffn",
+        x=h,
+        **{port.name: v.get(port.name) for port in _FFN_PORTS},
+        attrs=_take(attrs, "kind"),
+    )
+    return b.op("add", name="ffn_add", a=x, b=h), kv
 
 
 _X = Port("x", ("T", "K"), doc="activations, one row per token")

@@ -187,7 +187,9 @@ def test_a_real_vocabulary_opens_fast_and_lazily(llama_vocab):
     assert tokens[:3] == ["!", '"', "#"]
     assert (tokens[128000], kinds[128000]) == ("<|begin_of_text|>", 3)
     assert (len(tokens), len(merges), merges[0]) == (128256, 280147, "Ġ Ġ")
-    assert min(times) < (0.25 if sys.gettrace() is None else 5.0), "best of three, seconds of processor time (other processes do not count)"
+    assert min(times) < (0.25 if sys.gettrace() is None else 5.0), (
+        "best of three, seconds of processor time (other processes do not count)"
+    )
 
 
 def test_bulk_and_single_reading_of_strings_agree(make_gguf, save):

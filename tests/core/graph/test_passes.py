@@ -43,10 +43,10 @@ def test_a_composite_becomes_its_parts_under_its_name():
     graph = expand_composites(feed_forward(), keep=lambda node: False)
     validate(graph)
     assert [(n.name, n.op.key) for n in graph.nodes] == [
-        ("layers.0.mlp.linear", "linear@1"),
-        ("layers.0.mlp.linear#2", "linear@1"),
+        ("layers.0.mlp.gate_proj", "linear@1"),
+        ("layers.0.mlp.up_proj", "linear@1"),
         ("layers.0.mlp.glu", "glu@1"),
-        ("layers.0.mlp.linear#3", "linear@1"),
+        ("layers.0.mlp.down_proj", "linear@1"),
         ("sum", "add@1"),
     ]
     assert graph.nodes[-1].inputs["b"] is graph.nodes[-2].outputs[0]
