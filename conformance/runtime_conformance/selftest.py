@@ -54,7 +54,7 @@ def open_device(backend: TestBackend) -> Device:
 
 def run_selftest(
     seed: int = 7,
-    honest_runs: int = 60,
+    honest_runs: int = 500,
     saboteurs: Sequence[Saboteur] = SABOTEURS,
     *,
     violent: bool = True,

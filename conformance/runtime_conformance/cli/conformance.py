@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made["perf"].add_argument("--ops", metavar="PATTERNS", default="*", help="operations, comma separated")
     made["diff"].add_argument("before", metavar="BEFORE", help="result.json")
     made["diff"].add_argument("after", metavar="AFTER", help="result.json")
-    made["selftest"].add_argument("--honest", type=int, default=60, metavar="N", help="honest runs (60)")
+    made["selftest"].add_argument("--honest", type=int, default=500, metavar="N", help="honest runs (500)")
     made["selftest"].add_argument("--seed", type=int, default=7, metavar="N")
 
 
