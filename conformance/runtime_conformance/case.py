@@ -158,9 +158,9 @@ def _symbolic_sizes(op: Op, case: Case) -> dict[str, int]:
         return sizes
     for name, tensor in case.inputs.items():
         for symbol, size in zip(_symbols(op, name), tensor.shape):
-            if isinstance(symbol, str) and symbol in SYMBOLIC and tensor.role == "input":
-                if sizes.setdefault(symbol, size) != size:
-                    raise InvalidArgument(f"case {case.op}: {symbol} is {sizes[symbol]} and {size}")
+            is_open = isinstance(symbol, str) and symbol in SYMBOLIC and tensor.role == "input"
+            if is_open and sizes.setdefault(str(symbol), size) != size:
+                raise InvalidArgument(f"case {case.op}: {symbol} is {sizes[symbol]} and {size}")
     for name, tensor in case.inputs.items():
         if tensor.role != "input":
             for symbol in _symbols(op, name):

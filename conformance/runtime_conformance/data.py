@@ -61,21 +61,23 @@ class Stream:
         import numpy as np
 
         words = self.words(_size(shape)) >> np.uint64(33)
-        return (words % np.uint64(high - low + 1)).astype(np.int64).reshape(shape) + low
+        numbers: NDArray[np.int64] = (words % np.uint64(high - low + 1)).astype(np.int64).reshape(shape) + low
+        return numbers
 
     def uniform(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """In [0, 1), multiples of 2^-24, so that float32 holds them."""
         import numpy as np
 
-        return (self.words(_size(shape)) >> np.uint64(40)).astype(np.float64).reshape(shape) * 2.0**-24
+        numbers: NDArray[np.float64] = (self.words(_size(shape)) >> np.uint64(40)).astype(np.float64) * 2.0**-24
+        return numbers.reshape(shape)
 
     def bell(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Nearly normal, variance 1: the sum of four 16-bit integers, scaled."""
         import numpy as np
 
         parts = self.words(_size(shape)).astype("<u8").view("<u2").reshape(-1, 4).astype(np.int64)
-        centred = (parts.sum(1) - 2 * 65535).astype(np.float64)
-        return (centred / 37837.0).reshape(shape)
+        centred: NDArray[np.float64] = (parts.sum(1) - 2 * 65535).astype(np.float64) / 37837.0
+        return centred.reshape(shape)
 
 
 Filler = Callable[..., Any]
@@ -198,7 +200,8 @@ def _ties(s: Stream, shape: tuple[int, ...], levels: int = 5) -> Array:
 
 def _probabilities(s: Stream, shape: tuple[int, ...]) -> Array:
     weights = s.integers(1, 1 << 12, shape).astype(float)
-    return weights / weights.sum(-1, keepdims=True)
+    shares: Array = weights / weights.sum(-1, keepdims=True)
+    return shares
 
 
 FILLERS: dict[str, Filler] = {
@@ -307,7 +310,11 @@ def make_decoy(case: Case, stored: Mapping[str, Any]) -> dict[str, Any]:
 
     decoys = dict(stored)
     for name, tensor in case.inputs.items():
-        if tensor.role == "input" and FORMATS[tensor.format].kind == "float" and tensor.format in ("f32", "f16", "bf16"):
+        if (
+            tensor.role == "input"
+            and FORMATS[tensor.format].kind == "float"
+            and tensor.format in ("f32", "f16", "bf16")
+        ):
             size = FORMATS[tensor.format].block_bytes
             raw = np.array(stored[name]).reshape(-1, size)
             raw[1::2, -1] ^= 0x80

@@ -11,7 +11,17 @@ from runtime_conformance.case import Case
 
 LEVELS = ("L0", "L1", "L2", "L3")
 LEVEL_NAMES = {"L0": "device", "L1": "decode", "L2": "serve", "L3": "scale"}
-_REQUIRED_WHERE = {"mul", "softcap", "layer_norm", "activation", "concat", "split", "convert", "moe_route", "moe_linear"}
+_REQUIRED_WHERE = {
+    "mul",
+    "softcap",
+    "layer_norm",
+    "activation",
+    "concat",
+    "split",
+    "convert",
+    "moe_route",
+    "moe_linear",
+}
 """Operations that a dense decoder may do without: needed by other architectures, optional at their level."""
 _OPTIONAL = {"quantize", "dequantize", "verify_draft", "penalize", "sample", "topk", "softmax"}
 """Operations that the host may do at no cost worth naming."""
@@ -73,7 +83,7 @@ def is_required(case: Case, level: str, profiles: tuple[Profile, ...]) -> bool:
         return False
     if any(op.name in p.ops for p in profiles):
         return _formats_required(case, profiles)
-    if op.name in _REQUIRED_WHERE or op.name in _OPTIONAL or op.family == "collective" and level != "L3":
+    if op.name in _REQUIRED_WHERE or op.name in _OPTIONAL or (op.family == "collective" and level != "L3"):
         return False
     return _formats_required(case, profiles) and _is_common(case)
 
@@ -95,9 +105,9 @@ def _is_common(case: Case) -> bool:
     if case.op == "attention@1":
         rare = "sinks" in case.inputs or "alibi_slopes" in case.inputs or a.get("softcap") or a.get("window")
         common_head = a["head_dim"] in (64, 128)
-        return not rare and bool(a.get("causal", True)) and common_head
+        return bool(not rare and a.get("causal", True) and common_head)
     if case.op == "rope@1":
-        return a["head_dim"] in (64, 128) and a.get("scale", 1.0) == 1.0
+        return bool(a["head_dim"] in (64, 128) and a.get("scale", 1.0) == 1.0)
     if case.op == "glu@1":
-        return a["kind"] == "silu"
-    return not (case.op == "embed@1" and a.get("scale", 1.0) != 1.0)
+        return bool(a["kind"] == "silu")
+    return bool(case.op != "embed@1" or a.get("scale", 1.0) == 1.0)

@@ -33,7 +33,8 @@ def model_cases(graph: Graph, manifest: Manifest) -> Iterator[Case]:
 
 
 def _kinds(possible: tuple[str, ...]) -> list[str]:
-    return [k for k in ("outlier", "peaked", "exact", "normal", "steps") if k in possible][:2]
+    wanted: tuple[str, ...] = ("outlier", "peaked", "exact", "normal", "steps")
+    return [k for k in wanted if k in possible][:2]
 
 
 def _params(node: Node, graph: Graph) -> dict[str, Any]:

@@ -50,7 +50,10 @@ def roofline_cases(manifest: Manifest) -> dict[str, list[Case]]:
     bandwidth.append(Case("add@1", {"a": Tensor("f32", (512, 4096)), "b": Tensor("f32", (512, 4096))}))
     arithmetic = [linear(128, 1024, 2048, f) for f in formats]
     # small sizes stay in caches, which are faster than memory: they have a roofline of their own
-    cached = [Case("add@1", {"a": Tensor("f32", (16, 2048)), "b": Tensor("f32", (16, 2048))}), linear(1, 256, 1024, "f32")]
+    cached = [
+        Case("add@1", {"a": Tensor("f32", (16, 2048)), "b": Tensor("f32", (16, 2048))}),
+        linear(1, 256, 1024, "f32"),
+    ]
     found = {"bandwidth": bandwidth, "arithmetic": arithmetic, "cached": cached}
     return {
         name: [c for c in cases if manifest.match(c.op, facts(c)).coverage == "full"] for name, cases in found.items()
@@ -121,8 +124,11 @@ def _entry(
     limits = [operations_per_s / max(roof["operations_per_s"], 1e-9) if roof["operations_per_s"] else 0.0]
     limits.append(bytes_per_s / max(roof["cached_bytes_per_s"], 1e-9) if roof["cached_bytes_per_s"] else 0.0)
     question = {
-        **{"do": "judge", "case": case.to_json(), "seed": options.seed},
-        **{"numerics": answer["numerics"], "num_outputs": answer["num_outputs"]},
+        "do": "judge",
+        "case": case.to_json(),
+        "seed": options.seed,
+        "numerics": answer["numerics"],
+        "num_outputs": answer["num_outputs"],
     }
     verdict, detail = "ok", ""
     # a cache that is overwritten in place has been written many times: the same bytes each time

@@ -55,16 +55,13 @@ class Report:
     def expired(self) -> list[Waiver]:
         """Waivers whose day has passed and that a failing case would still need."""
         wrong = [r.case_id for r in self.rows if r.verdict in (Verdict.FAIL, Verdict.FLAKY, Verdict.HOST_EXECUTED)]
-        return [
-            w for w in self.options.waivers if w.is_expired(self.options.today) and any(w.covers(c) for c in wrong)
-        ]
+        return [w for w in self.options.waivers if w.is_expired(self.options.today) and any(w.covers(c) for c in wrong)]
 
     @property
     def exit_code(self) -> int:
         """See `runtime_conformance.verdict.exit_code`."""
         unforgiven = [r for r in self.rows if not any(w.covers(r.case_id) for w in self.expired)]
-        code = exit_code(unforgiven or self.rows, has_expired_waiver=bool(self.expired))
-        return code
+        return exit_code(unforgiven or self.rows, has_expired_waiver=bool(self.expired))
 
 
 def run_suite(target: Target, options: Options, progress: Progress | None = None) -> Report:

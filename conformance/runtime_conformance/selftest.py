@@ -146,7 +146,8 @@ def _run_violent(name: str, seed: int) -> str:
 def describe(result: SelfTest) -> Iterator[str]:
     """Lines for a terminal."""
     total = len(result.caught) + len(result.missed)
-    yield f"saboteurs caught {len(result.caught)}/{total} ({100 * result.share:.1f} %, at least {100 * REQUIRED_SHARE:.0f} %)"
+    share = f"{100 * result.share:.1f} %, at least {100 * REQUIRED_SHARE:.0f} %"
+    yield f"saboteurs caught {len(result.caught)}/{total} ({share})"
     for name, doc in result.missed.items():
         yield f"MISSED {name}: {doc}"
     yield f"false alarms {len(result.alarms)} in {result.honest_runs} honest runs of {CASES_PER_HONEST_RUN} cases"

@@ -137,5 +137,3 @@ def script(case: Case, row: Row, backend: str, seed: int) -> str:
             f"print(Bench(seed={seed}).faults(device, case))",
         ]
     )
-
-

@@ -11,7 +11,7 @@ from typing import Any
 class Verdict(str, Enum):
     """Of one case; the names are those of reports."""
 
-    PASS = "PASS"  # noqa: S105  (no password)
+    PASS = "PASS"
     FAIL = "FAIL"
     UNSUPPORTED_REQUIRED = "UNSUPPORTED_REQUIRED"
     UNSUPPORTED_OPTIONAL = "UNSUPPORTED_OPTIONAL"

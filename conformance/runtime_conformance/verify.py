@@ -1,4 +1,4 @@
-"""Verification: a short run on the user's own machine, in one line with figures, remembered for the choice of backend."""
+"""Verification: a short run on the user's own machine, in one line with figures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Verified:
         ops = len({r.op for r in self.executed})
         text = f"{len(self.executed) - len(self.wrong)}/{len(self.executed)} checks of {ops} operations agree"
         z = max((r.figures["rms_z"] for r in self.executed if "rms_z" in r.figures), default=None)
-        nmse = max((r.figures.get("nmse", 0.0) for r in self.executed if "rms_z" in r.figures and not r.detail), default=None)
+        nmse = max(
+            (r.figures.get("nmse", 0.0) for r in self.executed if "rms_z" in r.figures and not r.detail), default=None
+        )
         if z is not None:
             text += f", rms z at most {z:.2g} (limit 1.6)"
         if nmse is not None:

@@ -105,13 +105,23 @@ def attention_space(manifest: Manifest) -> Space:
             base | {"batch": "decode", "heads": (14, 2), "head_dim": 64, "kind": "exact", "model": "qwen2.5-0.5b"},
             base
             | {
-                **{"batch": "long", "heads": (8, 4), "head_dim": 256, "window": 64, "softcap": 50.0},
-                **{"kind": "peaked", "model": "gemma-2-2b"},
+                "batch": "long",
+                "heads": (8, 4),
+                "head_dim": 256,
+                "window": 64,
+                "softcap": 50.0,
+                "kind": "peaked",
+                "model": "gemma-2-2b",
             },
             base
             | {
-                **{"batch": "mixed", "heads": (64, 8), "head_dim": 64, "window": 17, "has.sinks": True},
-                **{"kind": "peaked", "model": "gpt-oss-20b"},
+                "batch": "mixed",
+                "heads": (64, 8),
+                "head_dim": 64,
+                "window": 17,
+                "has.sinks": True,
+                "kind": "peaked",
+                "model": "gpt-oss-20b",
             },
         ),
     )

@@ -46,7 +46,8 @@ def rows_of(case: Case) -> Iterator[tuple[int, int, int, int, int]]:
     lengths = case.inputs["seq_lens"].data[1:]
     window = case.attrs.get("window") or 0
     causal = case.attrs.get("causal", True)
-    for s, (start, end) in enumerate(zip(starts[:-1], starts[1:])):
+    for s, start in enumerate(starts[:-1]):
+        end = starts[s + 1]
         for row in range(start, end):
             position = lengths[s] - (end - start) + row - start
             first = max(0, position - window + 1) if window else 0

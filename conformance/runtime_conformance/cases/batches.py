@@ -67,9 +67,7 @@ class Batch:
         flat = tuple(b for row in self.block_table for b in row)
         return {
             "block_table": Tensor("i32", (len(self.block_table), len(self.block_table[0])), data=("values", *flat)),
-            "query_start_loc": Tensor(
-                "i32", (len(self.query_start_loc),), data=("values", *self.query_start_loc)
-            ),
+            "query_start_loc": Tensor("i32", (len(self.query_start_loc),), data=("values", *self.query_start_loc)),
             "seq_lens": Tensor("i32", (len(self.seq_lens),), data=("values", *self.seq_lens)),
         }
 

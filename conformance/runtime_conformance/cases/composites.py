@@ -23,7 +23,15 @@ def _fused(op_key: str) -> Any:
     def build(p: Params) -> Case | None:
         k, d = p["K"], p.get("head_dim", 64)
         heads, kv_heads = p.get("heads", (4, 2))
-        sizes = {"K": k, "N": p.get("N", 160), "I": p.get("I", 512), "NQ": heads * d, "NK": kv_heads * d, "D": d, "F": d // 2}
+        sizes = {
+            "K": k,
+            "N": p.get("N", 160),
+            "I": p.get("I", 512),
+            "NQ": heads * d,
+            "NK": kv_heads * d,
+            "D": d,
+            "F": d // 2,
+        }
         widths = {port.shape[-1] for port in CATALOGUE[op_key].inputs if "*" in port.formats and port.layout == "plain"}
         if any(sizes[str(w)] % FORMATS[p["weight.format"]].group_size for w in widths):
             return None

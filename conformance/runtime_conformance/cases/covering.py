@@ -10,6 +10,8 @@ from runtime_conformance.data import Stream
 
 _CANDIDATES = 24
 Row = dict[str, Any]
+Pair = tuple[int, int, int, int]
+"""Factor, value, another factor, its value; by number."""
 
 
 def covering_rows(key: str, domains: Mapping[str, Sequence[Any]], valid: Any = None) -> Iterator[Row]:
@@ -31,8 +33,9 @@ def covering_rows(key: str, domains: Mapping[str, Sequence[Any]], valid: Any = N
     failures = 0
     while missing and failures < 40:
         best: tuple[int, tuple[int, ...]] | None = None
+        ordered = sorted(missing)
         for _ in range(_CANDIDATES):
-            candidate = _candidate(stream, sizes, missing)
+            candidate = _candidate(stream, sizes, ordered)
             row = {n: domains[n][i] for n, i in zip(names, candidate)}
             if valid is not None and not valid(row):
                 continue
@@ -48,15 +51,14 @@ def covering_rows(key: str, domains: Mapping[str, Sequence[Any]], valid: Any = N
         yield {n: domains[n][i] for n, i in zip(names, best[1])}
 
 
-def _candidate(stream: Stream, sizes: Sequence[int], missing: set[tuple[int, int, int, int]]) -> tuple[int, ...]:
+def _candidate(stream: Stream, sizes: Sequence[int], missing: Sequence[Pair]) -> tuple[int, ...]:
     """A random row that holds one of the missing pairs."""
     words = stream.words(len(sizes) + 1)
     row = [int(w % s) for w, s in zip(words.tolist(), sizes)]
-    ordered = sorted(missing)
-    a, i, b, j = ordered[int(words[-1]) % len(ordered)]
+    a, i, b, j = missing[int(words[-1]) % len(missing)]
     row[a], row[b] = i, j
     return tuple(row)
 
 
-def _pairs(row: Sequence[int]) -> list[tuple[int, int, int, int]]:
+def _pairs(row: Sequence[int]) -> list[Pair]:
     return [(a, row[a], b, row[b]) for a, b in combinations(range(len(row)), 2)]

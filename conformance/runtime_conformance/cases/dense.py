@@ -92,7 +92,15 @@ LINEAR = Space(
     models=(
         {"T": 1, "K": 2048, "N": 512, "weight.format": "q4_k", "kind": "outlier", "model": "llama-3.2-1b k_proj"},
         {"T": 8, "K": 2048, "N": 512, "weight.format": "q6_k", "kind": "outlier", "model": "llama-3.2-1b v_proj"},
-        {"T": 3, "K": 896, "N": 128, "weight.format": "q8_0", "has.bias": True, "kind": "normal", "model": "qwen2.5-0.5b k_proj"},
+        {
+            "T": 3,
+            "K": 896,
+            "N": 128,
+            "weight.format": "q8_0",
+            "has.bias": True,
+            "kind": "normal",
+            "model": "qwen2.5-0.5b k_proj",
+        },
         {"T": 1, "K": 4864, "N": 896, "weight.format": "q4_0", "kind": "outlier", "model": "qwen2.5-0.5b down_proj"},
         {"T": 2, "K": 1152, "N": 256, "weight.format": "f16", "kind": "wide", "model": "gemma-3-1b k_proj"},
     ),
@@ -116,7 +124,9 @@ RMS_NORM = Space(
         "kind": ("normal", "outlier", "wide", "nonfinite", "denormal"),
     },
     _rms_norm,
-    models=({"T": 4, "K": 3584, "D": 3584, "eps": 1e-6, "weight_offset": 1.0, "kind": "outlier", "model": "gemma-2-9b"},),
+    models=(
+        {"T": 4, "K": 3584, "D": 3584, "eps": 1e-6, "weight_offset": 1.0, "kind": "outlier", "model": "gemma-2-9b"},
+    ),
 )
 LAYER_NORM = Space(
     "layer_norm@1",
@@ -151,9 +161,7 @@ MUL = Space(
     _POINTWISE | {"a.format": ("f32", "f16", "bf16"), "has.b": (True, False), "scale": (1.0, 0.5, 1.37)},
     _pointwise("mul@1"),
 )
-SOFTCAP = Space(
-    "softcap@1", _POINTWISE | {"x.format": FLOAT_FORMATS, "cap": (30.0, 50.0, 2.0)}, lambda p: _softcap(p)
-)
+SOFTCAP = Space("softcap@1", _POINTWISE | {"x.format": FLOAT_FORMATS, "cap": (30.0, 50.0, 2.0)}, lambda p: _softcap(p))
 CONVERT = Space(
     "convert@1",
     _POINTWISE | {"x.format": ("f32", "f16", "bf16"), "format": ("f16", "f32", "bf16")},

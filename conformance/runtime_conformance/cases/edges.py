@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from runtime.backend import Manifest, OneOf, Rule
+from runtime.dtypes import Span
 from runtime.errors import InvalidArgument
 from runtime_conformance.case import Case, facts
 from runtime_conformance.cases.covering import covering_rows
@@ -115,9 +116,7 @@ def _build(space: Space, row: dict[str, Any]) -> Case | None:
 
 
 def _has(known: Mapping[str, Any], fact: str, value: Any) -> bool:
-    given = known.get(fact)
-    if hasattr(given, "lo"):
+    given: Any = known.get(fact)
+    if isinstance(given, Span):
         given = given.lo
     return bool(given == value)
-
-

@@ -81,7 +81,12 @@ def kv_spaces(manifest: Manifest) -> tuple[Space, ...]:
     return (
         Space(
             "kv_write@1",
-            cache | {"batch": ("mixed", "borders", "decode", "prefill", "chunk"), "skip": (False, True), "k.format": FLOAT_FORMATS},
+            cache
+            | {
+                "batch": ("mixed", "borders", "decode", "prefill", "chunk"),
+                "skip": (False, True),
+                "k.format": FLOAT_FORMATS,
+            },
             _write,
         ),
         Space("kv_copy_blocks@1", cache | {"count": (1, 4, 9)}, _copy),

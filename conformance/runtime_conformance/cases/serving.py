@@ -99,7 +99,14 @@ _RANKS = {"ranks": (2, 4, 3), "T": (4, 1, 12), "K": (64, 48, 256), "format": FLO
 SPACES = (
     Space(
         "penalize@1",
-        {"R": _ROWS, "V": (97, 320), "H": (4, 17), "bias": (True, False), "active": (True, False), "logits.format": ("f32",)},
+        {
+            "R": _ROWS,
+            "V": (97, 320),
+            "H": (4, 17),
+            "bias": (True, False),
+            "active": (True, False),
+            "logits.format": ("f32",),
+        },
         _penalize,
     ),
     Space(

@@ -36,9 +36,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit(
             {
-                **{"event": "verified", "backend": backend.name, "device": device.name, "driver": device.driver},
-                **{"passed": result.passed, "summary": result.summary, "seconds": round(result.seconds, 2)},
-                **{"cases_left_out": result.num_left, "remembered": is_remembered},
+                "event": "verified",
+                "backend": backend.name,
+                "device": device.name,
+                "driver": device.driver,
+                "passed": result.passed,
+                "summary": result.summary,
+                "seconds": round(result.seconds, 2),
+                "cases_left_out": result.num_left,
+                "remembered": is_remembered,
             }
         )
     else:

@@ -32,7 +32,7 @@ def _download(device: Device, buffer: Any, spec: TensorSpec) -> Any:
     import numpy as np
 
     data = np.zeros(spec.nbytes(), np.uint8)
-    device.download(buffer, memoryview(data), spec).wait(30)
+    device.download(buffer, data.data, spec).wait(30)
     return data
 
 
@@ -98,7 +98,7 @@ def _upload_copies(device: Device, what: str) -> str | None:
     spec = TensorSpec(FORMATS[what], (3, 64))
     data = np.array(_bytes(what, (3, 64)))
     buffer = device.allocate(spec)
-    device.upload(buffer, memoryview(data), spec).wait(30)
+    device.upload(buffer, data.data, spec).wait(30)
     wanted, data[:] = data.copy(), 0
     back = _download(device, buffer, spec)
     buffer.close()
@@ -117,7 +117,9 @@ def _copy(device: Device, what: str) -> str | None:
     back = _download(device, target, spec)
     source.close()
     target.close()
-    return None if np.array_equal(back, first) else "a copy does not hold what its source held, or still shares its memory"
+    return (
+        None if np.array_equal(back, first) else "a copy does not hold what its source held, or still shares its memory"
+    )
 
 
 def _buffers_are_apart(device: Device, what: str) -> str | None:

@@ -202,7 +202,7 @@ def _add(name: str, applies: Callable[[Case], bool], test: Any) -> None:
 
 
 _add("row_independent", lambda c: 2 <= _num_rows(c) <= 40 and c.declaration.family != "composite", _row_independent)
-_add("rows_may_be_reordered", lambda c: 2 <= _num_rows(c) and c.declaration.family != "composite", _reordered)
+_add("rows_may_be_reordered", lambda c: _num_rows(c) >= 2 and c.declaration.family != "composite", _reordered)
 _add("commutative", lambda c: "b" in c.inputs and c.inputs["a"].format == c.inputs["b"].format, _commutative)
 _add("all_rows_in_order_is_identity", lambda c: True, _identity_gather)
 _add("repeated_tokens_give_equal_rows", lambda c: c.inputs["token_ids"].shape[0] > 1, _equal_rows)

@@ -136,7 +136,12 @@ def _chunked(runner: Runner, case: Case, stored: Stored) -> Result:
         for i in range(count):
             one = dict(alone.inputs)
             one["q"] = Tensor(case.inputs["q"].format, (1, case.inputs["q"].shape[1]))
-            step = {**data, "q": q[i], "query_start_loc": _packed([0, 1]), "seq_lens": _packed([length - count + i + 1])}
+            step = {
+                **data,
+                "q": q[i],
+                "query_start_loc": _packed([0, 1]),
+                "seq_lens": _packed([length - count + i + 1]),
+            }
             single = alone.but(inputs=one)
             if not runner.can(single):
                 return [], []
@@ -181,7 +186,9 @@ def _export_import(runner: Runner, case: Case, stored: Stored) -> Result:
     bring = Case("kv_import@1", {"kv": kv, "data": Tensor("f32", shape), "block_ids": ids}, {}, "exact")
     if not (runner.can(first) and runner.can(bring)):
         return [], []
-    data = np.ascontiguousarray(runner.run(first, {"kv": stored["kv"], "block_ids": stored["block_ids"]})[0]).reshape(-1)
+    data = np.ascontiguousarray(runner.run(first, {"kv": stored["kv"], "block_ids": stored["block_ids"]})[0]).reshape(
+        -1
+    )
     empty = {"kv": np.zeros_like(stored["kv"]), "data": data, "block_ids": stored["block_ids"]}
     cache = np.ascontiguousarray(runner.run(bring, empty)[0]).reshape(-1)
     again = runner.run(first, {"kv": cache, "block_ids": stored["block_ids"]})[0].reshape(-1)

@@ -79,12 +79,12 @@ class Session:
         for name, tensor in self.case.inputs.items():
             if tensor.role != "weight":
                 target = self.resident[name] if tensor.role == "state" else self.input_buffers[name]
-                self.device.upload(target, memoryview(np.ascontiguousarray(stored[name])), tensor.spec).wait(TIMEOUT_S)
+                self.device.upload(target, np.ascontiguousarray(stored[name]).data, tensor.spec).wait(TIMEOUT_S)
         bindings = dict(self.input_buffers)
         for value, spec, buffer in self.outputs:
             if value not in self._states:
                 junk = np.full(spec.nbytes(), poison, np.uint8)
-                self.device.upload(buffer, memoryview(junk), spec).wait(TIMEOUT_S)
+                self.device.upload(buffer, junk.data, spec).wait(TIMEOUT_S)
                 bindings[value.name] = buffer
         self.executable.submit(bindings, self.sizes).wait(TIMEOUT_S)
         return [self.download(buffer, spec) for _, spec, buffer in self.outputs]
@@ -100,10 +100,11 @@ class Session:
         return changed
 
     def download(self, buffer: Buffer, spec: TensorSpec) -> NDArray[Any]:
+        """The raw bytes of a buffer."""
         import numpy as np
 
         data = np.empty(spec.nbytes(), np.uint8)
-        self.device.download(buffer, memoryview(data), spec).wait(TIMEOUT_S)
+        self.device.download(buffer, data.data, spec).wait(TIMEOUT_S)
         return data
 
     def close(self) -> None:
@@ -205,5 +206,3 @@ def decode_outputs(case: Case, raw: list[NDArray[Any]], specs: tuple[TensorSpec,
         values = spec.format.decode(np.ascontiguousarray(data), shape)
         made.append(values.astype(np.float64 if values.dtype.kind == "f" else np.int64))
     return made
-
-

@@ -35,7 +35,10 @@ def _mutants(case: Case, right: Sequence[Any], inputs: Mapping[str, Any]) -> Ite
     import numpy as np
 
     yield "zeros", [np.zeros_like(y) for y in right]
-    yield "stale output", [np.roll(y.reshape(-1), max(1, y.size // 3)).reshape(y.shape) + (y.dtype.kind != "f") for y in right]
+    yield (
+        "stale output",
+        [np.roll(y.reshape(-1), max(1, y.size // 3)).reshape(y.shape) + (y.dtype.kind != "f") for y in right],
+    )
     copies = [_copy_of_input(case, y, inputs) for y in right]
     if any(c is not None for c in copies):
         yield "copied input", [y if c is None else c for c, y in zip(copies, right)]
@@ -77,7 +80,10 @@ def _rows(right: Sequence[Any]) -> Iterator[tuple[str, Outputs]]:
 def _inputs(case: Case, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Outputs]]:
     """Right answers to slightly wrong questions."""
     changes: list[tuple[str, dict[str, Any]]] = []
-    if case.op in ("linear@1", "moe_linear@1", "rms_norm_linear@1", "swiglu_ffn@1") and case.kind in ("normal", "exact"):
+    if case.op in ("linear@1", "moe_linear@1", "rms_norm_linear@1", "swiglu_ffn@1") and case.kind in (
+        "normal",
+        "exact",
+    ):
         changes.append(("last k dropped", {"x": _without_last(inputs["x"])}))
     if case.op == "attention@1":
         lengths = inputs["seq_lens"]

@@ -45,7 +45,9 @@ class Worker:
         self._answers: queue.Queue[Any] = queue.Queue()
         self._log = b""
 
-    def ask(self, header: Mapping[str, Any], blobs: Blobs = (), *, timeout_s: float) -> tuple[dict[str, Any], list[Any]]:
+    def ask(
+        self, header: Mapping[str, Any], blobs: Blobs = (), *, timeout_s: float
+    ) -> tuple[dict[str, Any], list[Any]]:
         """Send a question and wait for its answer. Raises WorkerCrashed or WorkerHung."""
         process = self._process or self._start()
         assert process.stdin is not None

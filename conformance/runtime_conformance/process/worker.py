@@ -123,5 +123,3 @@ def judge_runs(case: Case, seed: int, numerics: Numerics, runs: list[list[Any]])
         figures = figures or judgement.figures
     weak = weaknesses(case, oracle, inputs) if not reasons and not case.law else []
     return {"reasons": reasons, "figures": figures, "weaknesses": weak, "is_exact": oracle.is_exact}
-
-

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
+from runtime_conformance.levels import LEVEL_NAMES, LEVELS
 from runtime_conformance.report.matrix import supports
 from runtime_conformance.report.page import STYLE
 from runtime_conformance.report.text import headline
-from runtime_conformance.levels import LEVEL_NAMES, LEVELS
 from runtime_conformance.runner import Report
 from runtime_conformance.verdict import Row, Verdict, count
 
@@ -106,7 +106,8 @@ def _performance(report: Report) -> Iterator[str]:
     if not report.performance:
         return
     yield "<h2>Performance</h2><div class='scroll'><table><thead><tr><th>case<th>phase<th class='n'>median"
-    yield "<th class='n'>spread<th class='n'>GB/s<th class='n'>G op/s<th class='n'>of the roofline<th></tr></thead><tbody>"
+    yield "<th class='n'>spread<th class='n'>GB/s<th class='n'>G op/s<th class='n'>of the roofline"
+    yield "<th></tr></thead><tbody>"
     for e in report.performance:
         if "median_s" not in e:
             yield f"<tr><td>{escape(e['title'])}<td>{e['phase']}<td colspan=6>{escape(e['detail'])}</tr>"
@@ -126,8 +127,10 @@ def _all_rows(report: Report) -> Iterator[str]:
     for op in dict.fromkeys(r.op for r in report.rows):
         rows = [r for r in report.rows if r.op == op]
         passed = sum(r.verdict is Verdict.PASS for r in rows)
-        yield f"<details><summary><b>{escape(op)}</b> {passed} of {len(rows)} pass</summary><div class='scroll'><table>"
-        yield "<thead><tr><th>case<th>verdict<th>what<th class='n'>max |z|<th class='n'>rms z<th>detail</tr></thead><tbody>"
+        yield f"<details><summary><b>{escape(op)}</b> {passed} of {len(rows)} pass</summary>"
+        yield "<div class='scroll'><table>"
+        yield "<thead><tr><th>case<th>verdict<th>what<th class='n'>max |z|"
+        yield "<th class='n'>rms z<th>detail</tr></thead><tbody>"
         for row in sorted(rows, key=lambda r: _ORDER.index(r.verdict)):
             figures = "".join(
                 f"<td class='n'>{f'{row.figures[n]:.2g}' if n in row.figures else '–'}" for n in ("max_z", "rms_z")

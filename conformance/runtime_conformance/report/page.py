@@ -20,7 +20,8 @@ h2{font-size:20px;margin:44px 0 12px;letter-spacing:-.01em}small{color:var(--sub
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 16px}
 .card b{display:block;font-size:13px;font-weight:500;color:var(--sub)}.num{font-size:26px;font-weight:600}
 .num i{font-style:normal;font-size:15px;font-weight:400;color:var(--sub)}
-.bar{height:4px;border-radius:2px;background:var(--dimbg);margin-top:8px}.bar div{height:4px;border-radius:2px;background:var(--good)}
+.bar{height:4px;border-radius:2px;background:var(--dimbg);margin-top:8px}
+.bar div{height:4px;border-radius:2px;background:var(--good)}
 .fault{background:var(--card);border:1px solid var(--line);border-left:3px solid var(--bad);border-radius:8px;
 padding:10px 16px;margin-bottom:10px;overflow-wrap:anywhere}.fault p{margin:3px 0}
 .tag{font-size:12px;font-weight:600;border-radius:6px;padding:2px 8px;white-space:nowrap}
@@ -29,8 +30,10 @@ code{font:13px ui-monospace,monospace;color:var(--sub)}
 th{text-align:left;font-weight:500;color:var(--sub);font-size:13px}
 th,td{padding:7px 10px 7px 0;border-bottom:1px solid var(--line);vertical-align:top}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.what{overflow-wrap:anywhere;min-width:180px}
-.f{display:inline-block;font:12px ui-monospace,monospace;border:1px solid var(--line);border-radius:5px;padding:0 5px;margin:1px 0}
+.f{display:inline-block;font:12px ui-monospace,monospace;border:1px solid var(--line);border-radius:5px;
+padding:0 5px;margin:1px 0}
 .no{color:var(--sub);text-decoration:line-through}
 details{border-bottom:1px solid var(--line);padding:8px 0}summary{cursor:pointer}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px}dt{color:var(--sub)}dd{margin:0;overflow-wrap:anywhere}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px}dt{color:var(--sub)}
+dd{margin:0;overflow-wrap:anywhere}
 """

@@ -22,9 +22,7 @@ def headline(report: Report) -> str:
         f"act={r.numerics.activation} acc={r.numerics.accumulate}" for r in report.manifest.rules
     ).most_common(1)
     numerics = f" · numerics {declared[0][0]}" if declared else ""
-    return (
-        f"{report.target.name}:{device.index}{driver} · suite {SUITE_VERSION} · seed {report.options.seed}{numerics}"
-    )
+    return f"{report.target.name}:{device.index}{driver} · suite {SUITE_VERSION} · seed {report.options.seed}{numerics}"
 
 
 def tallies(report: Report) -> str:

@@ -126,7 +126,9 @@ class _Nothing:
 class _Wrapped:
     """An executable whose result is spoilt by `after(outputs bound, inputs bound)`."""
 
-    def __init__(self, inner: Any, region: Region, after: Callable[[list[ArrayBuffer], list[ArrayBuffer]], None]) -> None:
+    def __init__(
+        self, inner: Any, region: Region, after: Callable[[list[ArrayBuffer], list[ArrayBuffer]], None]
+    ) -> None:
         self.inner, self.region, self.after = inner, region, after
         self.fingerprint = inner.fingerprint
 
@@ -231,7 +233,9 @@ def _base(device: type[KernelDevice]) -> type[TestBackend]:
 DEVICES: Sequence[Saboteur] = (
     Saboteur("upload-aliases", "device", "an upload keeps the caller's memory", base=_base(_Aliasing)),
     Saboteur("copy-aliases", "device", "a copy shares the memory of its source", base=_base(_SharedCopy)),
-    Saboteur("kv-transposed", "device", "keys and values are exchanged on their way to the host", base=_base(_Transposed)),
+    Saboteur(
+        "kv-transposed", "device", "keys and values are exchanged on their way to the host", base=_base(_Transposed)
+    ),
     Saboteur("memory-endless", "device", "an absurd allocation is granted", base=_base(_Greedy)),
     Saboteur("counters-wrong", "device", "downloads are not counted", base=_base(_Miscounting)),
     Saboteur("host-hidden", "rms_norm@1", "the host computes what is declared native", base=_base(_Hidden)),

@@ -114,7 +114,7 @@ def attention(p: Precision, q: Any, kv: Any, block_table: Any, query_start_loc: 
 def _attend(p: Precision, q: Any, keys: Any, values: Any, length: int, how: dict[str, Any]) -> Any:
     import numpy as np
 
-    n, heads, d = q.shape
+    n, heads, _ = q.shape
     group = heads // how["num_kv_heads"]
     keys, values = (np.repeat(a.transpose(1, 0, 2), group, 0) for a in (keys, values))
     s = (q.transpose(1, 0, 2) @ keys.transpose(0, 2, 1)) * np.float32(how["scale"])

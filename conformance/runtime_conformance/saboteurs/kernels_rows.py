@@ -19,6 +19,7 @@ def _sigmoid(x: Any) -> Any:
 
 def _gate(kind: str, x: Any) -> Any:
     import numpy as np
+
     from runtime.ops.special import erf
 
     if kind == "silu":

@@ -103,7 +103,8 @@ def _choose_best(discovery: Discovery, timeout_s: float, use_cache: bool) -> Cho
         why = "the only backend that can run here"
     elif device.score < max(d.score for _, d in candidates):
         faster = max(candidates, key=lambda c: c[1].score)[0].name
-        why = f"verified {verified[backend.name].age}; {faster} is faster and not verified: runtime verify --backend {faster}"
+        age = verified[backend.name].age
+        why = f"verified {age}; {faster} is faster and not verified: runtime verify --backend {faster}"
     else:
         others = ", ".join(f"{b.name} {d.score:.4g}" for b, d in candidates[1:])
         why = f"highest score {device.score:.4g} ({others})"
