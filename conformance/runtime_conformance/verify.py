@@ -46,7 +46,7 @@ class Verified:
         """Figures, as a clause."""
         ops = len({r.op for r in self.executed})
         text = f"{len(self.executed) - len(self.wrong)}/{len(self.executed)} checks of {ops} operations agree"
-        z = max((r.figures["rms_z"] for r in self.executed if "rms_z" in r.figures), default=None)
+        z = max((r.figures["rms_z"] for r in self.executed if "rms_z" in r.figures and not r.detail), default=None)
         nmse = max(
             (r.figures.get("nmse", 0.0) for r in self.executed if "rms_z" in r.figures and not r.detail), default=None
         )
