@@ -160,7 +160,7 @@ def _symbolic_sizes(op: Op, case: Case) -> dict[str, int]:
         for symbol, size in zip(_symbols(op, name), tensor.shape):
             is_open = isinstance(symbol, str) and symbol in SYMBOLIC and tensor.role == "input"
             if is_open and sizes.setdefault(str(symbol), size) != size:
-                raise InvalidArgument(f"case {case.op}: {symbol} is {sizes[symbol]} and {size}")
+                raise InvalidArgument(f"case {case.op}: {symbol} is {sizes[str(symbol)]} and {size}")
     for name, tensor in case.inputs.items():
         if tensor.role != "input":
             for symbol in _symbols(op, name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
@@ -14,6 +14,7 @@ from runtime_conformance import DEFAULT_SEED
 from runtime_conformance.case import Case
 from runtime_conformance.cases import make_cases
 from runtime_conformance.device.checks import check_names
+from runtime_conformance.device.serving import PROGRAMS
 from runtime_conformance.levels import Profile, is_required, level_of
 from runtime_conformance.process.pool import Worker, WorkerCrashed, WorkerHung
 from runtime_conformance.target import OPEN_TIMEOUT_S, Target
@@ -71,6 +72,8 @@ def run_suite(target: Target, options: Options, progress: Progress | None = None
     cases = list(make_cases(manifest, level=options.level, budget=options.budget, ops=options.ops))
     rows = _run_checks(target, manifest, options) if options.ops == ("*",) else []
     rows += run_cases(target, manifest, cases, options, progress)
+    if options.ops == ("*",) and options.level in ("L2", "L3"):
+        rows += _run_programs(target, manifest, options)
     rows += _broken_promises(manifest, options)
     report = Report(target, manifest, options, rows)
     report.notes = _notes(rows)
@@ -238,6 +241,37 @@ def _run_checks(target: Target, manifest: Manifest, options: Options) -> list[Ro
     finally:
         worker.close()
     return rows
+
+
+def _run_programs(target: Target, manifest: Manifest, options: Options) -> Iterator[Row]:
+    """Whole steps of a small decoder, as an engine runs them; what the device lacks runs on the host."""
+    device, judge = target.worker(), Worker({"role": "judge"})
+    numerics = [asdict(n) for n in dict.fromkeys(r.numerics for r in manifest.rules)]
+    kv_format = manifest.kv_layouts[0].formats[0] if manifest.kv_layouts else "f16"
+    try:
+        for name in PROGRAMS:
+            row = Row(f"serve/{name}", "serve", "L2", Verdict.PASS, name.replace("_", " "), required=True)
+            started = time.perf_counter()
+            try:
+                question = {"do": "program", "name": name, "seed": options.seed}
+                answer, blobs = device.ask(question, timeout_s=options.timeout_s + OPEN_TIMEOUT_S)
+                failure = answer.get("error") or answer.get("failure")
+                if blobs and not failure:
+                    question = {"do": "judge_program", "seed": options.seed, "shape": answer["shape"]}
+                    question |= {"numerics": numerics, "kv_format": kv_format}
+                    judged, _ = judge.ask(question, blobs, timeout_s=10 * options.timeout_s)
+                    failure = judged.get("error") or "; ".join(judged["reasons"])
+                if failure:
+                    row.verdict, row.detail = Verdict.FAIL, str(failure)
+            except WorkerCrashed as event:
+                row.verdict, row.detail = Verdict.CRASH, str(event)
+            except WorkerHung as event:
+                row.verdict, row.detail = Verdict.HANG, str(event)
+            row.seconds = time.perf_counter() - started
+            yield row
+    finally:
+        device.close()
+        judge.close()
 
 
 def _broken_promises(manifest: Manifest, options: Options) -> Iterator[Row]:

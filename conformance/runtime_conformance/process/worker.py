@@ -71,6 +71,10 @@ class _OnDevice:
             from runtime_conformance.device.checks import run_check
 
             return {"failure": run_check(self.device, header["name"])}, []
+        if what == "program":
+            from runtime_conformance.device.serving import run_program
+
+            return run_program(self.device, header["name"], self.request["name"], header["seed"])
         case, seed = Case.from_json(header["case"]), header["seed"]
         if what == "time":
             from runtime_conformance.device.timing import time_case
@@ -98,6 +102,14 @@ class _Judge:
     """Holds the oracle; loads no backend."""
 
     def answer(self, header: dict[str, Any], blobs: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+        if header["do"] == "judge_program":
+            import numpy as np
+
+            from runtime_conformance.device.serving import judge_logits
+
+            numerics = [Numerics(**n) for n in header["numerics"]]
+            logits = blobs[0].view(np.float32).reshape(header["shape"])
+            return {"reasons": judge_logits(logits, numerics, header["seed"], header["kv_format"])}, []
         case = Case.from_json(header["case"])
         n = header["num_outputs"]
         runs = [blobs[i : i + n] for i in range(0, len(blobs), n)]

@@ -56,7 +56,7 @@ def text(report: Report, out: str | None = None) -> Iterator[str]:
     wrong = [r for v in _SHOWN for r in report.rows if r.verdict is v]
     for row in wrong[:MAX_LINES]:
         yield f"{row.verdict} {row.case_id}  {row.title}: {row.detail}"
-        if row.level != "L0" or "@" in row.op:
+        if "@" in row.op:
             yield f"     repro: runtime conformance repro {row.case_id} --backend {report.target.name}"
         shown += 1
     gaps = [r for r in report.rows if r.verdict is Verdict.UNSUPPORTED_REQUIRED]
