@@ -214,9 +214,10 @@ _add("first_is_argmax", lambda c: True, _sorted_first)
 
 def laws_of(op_key: str) -> list[str]:
     """Names of the laws that are tested for an operation."""
-    from runtime_conformance.device import paging_laws  # registers its own
+    from runtime_conformance.device import paging_laws, row_laws  # each registers its own
 
     assert paging_laws.__doc__
+    assert row_laws.__doc__
     declared = CATALOGUE[op_key].laws
     names = [n for n in declared if n in LAWS]
     if "row_independent" in declared:
