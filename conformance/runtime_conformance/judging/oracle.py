@@ -35,6 +35,7 @@ class Expected:
     format    of the tensor; `declared` the coarser of it and the declared output
     sigma     standard deviation of every element, or None for integers and bytes
     gain_se   standard error of the overall gain
+    spread    standard deviation of rms z from run to run: large where elements are few or share their errors
     """
 
     value: NDArray[Any]
@@ -42,6 +43,7 @@ class Expected:
     declared: str
     sigma: NDArray[np.float64] | None = None
     gain_se: float = 0.0
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def make_oracle(case: Case, inputs: Mapping[str, Any], numerics: Numerics, seed:
         if np.asarray(value).dtype.kind != "f":
             made.append(Expected(np.asarray(value), fmt, declared))
             continue
-        sigma, gain_se = _deviation(np.asarray(value, float), np.stack(error), (declared, fmt), points, elementary)
-        made.append(Expected(np.asarray(value, float), fmt, declared, sigma, gain_se))
+        deviation = _deviation(np.asarray(value, float), np.stack(error), (declared, fmt), points, elementary)
+        made.append(Expected(np.asarray(value, float), fmt, declared, *deviation))
     return Oracle(tuple(made), False, points["activation"].startswith("i8/"))
 
 
@@ -157,8 +159,8 @@ def _is_exact(case: Case, inputs: Mapping[str, Any], points: Mapping[str, str], 
 
 def _deviation(
     value: NDArray[Any], errors: NDArray[Any], formats: tuple[str, str], points: Mapping[str, str], elementary: float
-) -> tuple[NDArray[np.float64], float]:
-    """Standard deviation per element, drawn toward its row's where one row shares its errors, and of the gain."""
+) -> tuple[NDArray[np.float64], float, float]:
+    """Standard deviation per element, drawn toward its row's, of the gain, and of rms z: see `Expected`."""
     import numpy as np
 
     finite = np.isfinite(value)
@@ -178,7 +180,10 @@ def _deviation(
     least = 2.0 ** -(SIGNIFICAND_BITS.get(points["accumulate"], 24) if points["accumulate"] != "f64" else 24)
     # values that lie on the grid of the output share the direction in which they are rounded
     least += 0.06 * 2.0 ** -min(SIGNIFICAND_BITS.get(f, 24) for f in formats)
-    return np.maximum(sigma, floor), float(np.sqrt((slopes**2).mean() + least**2))
+    sigma = np.maximum(sigma, floor)
+    scores = (errors / sigma)[:, finite]
+    spread = float(np.sqrt((scores**2).mean(1)).std()) if scores.size else 0.0
+    return sigma, float(np.sqrt((slopes**2).mean() + least**2)), spread
 
 
 def unit_in_last_place(x: NDArray[Any], *formats: str) -> NDArray[np.float64]:
