@@ -9,6 +9,10 @@ import pytest
 from runtime.backend import ENTRY_POINT_GROUP, Device, DeviceConfig
 from runtime.errors import InvalidArgument
 from runtime.registry import LoadedBackend, choose, discover
+from runtime_cpu.native import load_library
+
+built = pytest.mark.skipif(load_library() is None, reason="no native library lies beside the package")
+not_built = pytest.mark.skipif(load_library() is not None, reason="a native library lies beside the package")
 
 
 @pytest.fixture
@@ -17,6 +21,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path) -> LoadedBackend:
     return discover([EntryPoint("cpu", "runtime_cpu:plugin", ENTRY_POINT_GROUP)])["cpu"]
 
 
+@not_built
 def test_the_probe_says_how_many_threads_and_why_and_that_it_is_slow(cpu: LoadedBackend) -> None:
     (device,) = cpu.probe().devices
     assert set(device.details) == {"threads", "threads_reason", "isa"}
@@ -28,6 +33,34 @@ def test_the_probe_says_how_many_threads_and_why_and_that_it_is_slow(cpu: Loaded
     assert cpu.probe().is_cached
 
 
+@built
+def test_the_probe_says_how_many_threads_and_which_instruction_set(cpu: LoadedBackend) -> None:
+    library = load_library()
+    assert library is not None
+    (device,) = cpu.probe().devices
+    assert device.details["isa"] == library.usable_isas[-1]
+    assert device.notices == ()
+    assert 2.0 < device.score < 3.0
+
+
+@built
+def test_an_instruction_set_can_be_forced_and_a_wrong_one_is_refused(
+    cpu: LoadedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (info,) = cpu.probe().devices
+    for options, variable in (({"isa": "base"}, "avx2"), ({}, "base")):
+        monkeypatch.setenv("RUNTIME_CPU_ISA", variable)
+        device = cpu.open(info, DeviceConfig(threads=1, options=options))
+        assert device.info.details["isa"] == "base"
+        device.close()
+    with pytest.raises(InvalidArgument, match=r"--cpu-isa sse9: there is no such instruction set; usable here: .*base"):
+        cpu.open(info, DeviceConfig(options={"isa": "sse9"}))
+    monkeypatch.setenv("RUNTIME_CPU_ISA", "mmx")
+    with pytest.raises(InvalidArgument, match="RUNTIME_CPU_ISA mmx: there is no such instruction set"):
+        cpu.open(info, DeviceConfig())
+
+
+@not_built
 def test_an_open_device_limits_numpy_and_closing_it_gives_the_threads_back(cpu: LoadedBackend) -> None:
     import threadpoolctl
 
@@ -47,6 +80,7 @@ def test_an_open_device_limits_numpy_and_closing_it_gives_the_threads_back(cpu: 
         cpu.open(info, DeviceConfig(threads=0))
 
 
+@not_built
 def test_its_manifest_covers_every_operation_that_is_no_composite(cpu: LoadedBackend) -> None:
     from runtime.ops import CATALOGUE
 

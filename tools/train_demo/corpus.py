@@ -148,7 +148,7 @@ def tool_conversation(rng: random.Random) -> tuple[list[Message], list[Message]]
     return messages, tools
 
 
-def conversation(rng: random.Random, num_turns: int, tool_share: float = 0.1) -> str:
+def conversation(rng: random.Random, num_turns: int, tool_share: float = 0.1, phase: int = questions.FIRST) -> str:
     """The text of a conversation of that many questions on mixed subjects, or, as often as asked, one with tools."""
     if rng.random() < tool_share:
         return render(*tool_conversation(rng))
@@ -158,7 +158,7 @@ def conversation(rng: random.Random, num_turns: int, tool_share: float = 0.1) ->
     if rng.random() < 0.15:
         messages.append({"role": "system", "content": rng.choice(SYSTEM)})
     for _ in range(num_turns):
-        question, answer = story(rng) if rng.random() < 0.035 else questions.ask(rng)[1:]
+        question, answer = story(rng) if rng.random() < 0.035 else questions.ask(rng, phase=phase)[1:]
         if rng.random() < 0.004:
             question, answer = (
                 f"What is the weather in {rng.choice(list(questions.CAPITAL_OF))}?",

@@ -17,9 +17,9 @@ class Sizes:
     hidden_size: int = 256
     intermediate_size: int = 576
     num_layers: int = 5
-    num_heads: int = 8
-    num_kv_heads: int = 4
-    head_dim: int = 32
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64  # wide heads learn to copy sooner
     max_model_len: int = 1024
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0

@@ -1,6 +1,6 @@
 """Trains the demo model on one CPU core and writes it as GGUF.
 
-python tools/train_demo/train.py --steps 4000 --work build/demo     # resumes from build/demo/checkpoint.pt
+python tools/train_demo/train.py --steps 3100 --work build/demo     # resumes from build/demo/checkpoint.pt
 python tools/train_demo/evaluate.py core/runtime/models/demo/demo-q8_0.gguf
 """
 
@@ -26,37 +26,54 @@ NUM_TOKENS_PER_STEP = 2048
 # (share of the steps, tokens in a row, share of conversations with tools): short rows are cheap, long rows teach
 # positions up to the context length.
 ROW_LENGTHS = ((0.50, 128, 0.0), (0.35, 256, 0.35), (0.10, 512, 0.3), (0.05, 1024, 0.2))
-ECHO_SHARE = 0.2  # of the conversations
 NUM_WARMUP_STEPS = 40
+SECOND_STEP, POLISH_STEP = 1250, 2700
+POLISH_RATE = 0.25
 DECAY_SHARE = 0.4
 EMA = 0.99
 
 
-def draw_batch(rng: random.Random, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+def draw_batch(rng: random.Random, tokenizer: Tokenizer, step: int) -> tuple[Tensor, Tensor]:
     """token_ids [rows, length + 1] and the mask of the tokens to be predicted, same shape."""
+    echoes, phase = echo_share(step), (step >= SECOND_STEP) + (step >= POLISH_STEP)
     _, length, tool_share = rng.choices(ROW_LENGTHS, [share for share, _, _ in ROW_LENGTHS])[0]
+    if echoes > 0.8:
+        length, tool_share = 128, 0.0
     rows = []
     for _ in range(NUM_TOKENS_PER_STEP // length):
         row: list[int] = []
         while len(row) <= length:
-            if rng.random() < ECHO_SHARE:
+            if rng.random() < echoes:
                 row += echo(rng, tokenizer)
                 continue
             num_turns = max(1, int(rng.random() ** 1.5 * length / 16))
-            row += tokenizer.encode(corpus.conversation(rng, num_turns, tool_share)).ids
+            row += tokenizer.encode(
+                corpus.conversation(rng, num_turns, tool_share * (1 + 0.6 * (phase == questions.POLISH)), phase)
+            ).ids
         rows.append(row[: length + 1])
     return torch.tensor(rows), torch.from_numpy(np.array([answer_mask(row, tokenizer) for row in rows]))
 
 
 def echo(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
-    """A request to repeat random tokens, and its answer: the shortest way to heads that copy what came before."""
-    noise = rng.choices(
-        range(len(vocabulary.SPECIAL_TOKENS), tokenizer.get_vocab_size()), k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16))
-    )
+    """A request to repeat a jumble of common tokens, and its answer: the shortest way to heads that copy."""
+    common = tokenizer.encode(corpus.conversation(rng, 6)).ids
+    common = [token for token in common if token >= len(vocabulary.SPECIAL_TOKENS)]
+    noise = rng.choices(common, k=rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 8, 16)))
     before = f"{corpus.BOS}{corpus.START}user\nRepeat this text:\n"
     between, after = f"{corpus.END}\n{corpus.START}assistant\n", f"{corpus.END}\n"
     parts = [tokenizer.encode(text).ids for text in (before, between, after)]
     return [*parts[0], *noise, *parts[1], *noise, *parts[2]]
+
+
+def echo_share(step: int) -> float:
+    """Share of echoes among the conversations.
+
+    Copying comes late when it is learned beside the facts, so echoes are most of the text at first; facts crowd the
+    young skill out again, so there is a second spell of them, long enough for it to settle.
+    """
+    if step < 500:
+        return max(0.06, 0.8 * (1 - step / 350))
+    return 0.85 if step < 750 else 0.15
 
 
 def answer_mask(row: list[int], tokenizer: Tokenizer) -> list[bool]:
@@ -98,9 +115,11 @@ def answers_exactly(model: Model, tokenizer: Tokenizer, messages: list[corpus.Me
 
 
 def rate(step: int, num_steps: int) -> float:
-    """Warm-up, plateau, then a straight line to zero."""
-    decay_from = int(num_steps * (1 - DECAY_SHARE))
-    return min(1.0, (step + 1) / NUM_WARMUP_STEPS, (num_steps - step) / (num_steps - decay_from))
+    """Warm-up, plateau, a straight line to zero; then the polish, from a quarter of the rate to zero again."""
+    if step >= POLISH_STEP:
+        since = step - POLISH_STEP
+        return POLISH_RATE * min((since + 1) / NUM_WARMUP_STEPS, (num_steps - step) / (num_steps - POLISH_STEP))
+    return min(1.0, (step + 1) / NUM_WARMUP_STEPS, (POLISH_STEP - step) / (POLISH_STEP * DECAY_SHARE))
 
 
 def train(work: Path, output: Path, num_steps: int, num_threads: int, seed: int) -> None:
@@ -128,7 +147,7 @@ def train(work: Path, output: Path, num_steps: int, num_threads: int, seed: int)
         average.load_state_dict(model.state_dict())
     started, losses = time.monotonic(), []
     for step in range(first_step, num_steps):
-        rows, mask = draw_batch(random.Random(f"{seed} {step}"), tokenizer)
+        rows, mask = draw_batch(random.Random(f"{seed} {step}"), tokenizer, step)
         for optimiser, peak in zip(optimisers, peaks):
             optimiser.param_groups[0]["lr"] = peak * rate(step, num_steps)
         loss = F.cross_entropy(model(rows[:, :-1], mask[:, 1:]), rows[:, 1:][mask[:, 1:]])
@@ -158,7 +177,7 @@ def train(work: Path, output: Path, num_steps: int, num_threads: int, seed: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=root / "build/demo")

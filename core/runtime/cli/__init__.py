@@ -18,6 +18,7 @@ VERBS = {
     "inspect": "show what a model file holds, by its header alone",
     "tokenize": "show the tokens of a text",
     "plan": "show where a model would run and what memory it takes",
+    "bench": "measure prefill and decoding beside the limits of the machine",
 }
 
 VERB_GROUP = "runtime.verbs"

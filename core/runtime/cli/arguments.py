@@ -41,6 +41,17 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         "-c", "--ctx", "--max-model-len", dest="ctx", type=int, metavar="N", help="context in tokens (fitted to memory)"
     )
     group.add_argument("--kv-format", metavar="F", help="format of the KV cache, e.g. f32, f16, bf16")
+    group.add_argument(
+        "--cpu-isa", metavar="ISA", help="instruction set of the processor's kernels: --device-option isa=ISA"
+    )
+    group.add_argument(
+        "--device-option",
+        action="append",
+        type=_setting,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting that the chosen backend documents; may be repeated",
+    )
 
 
 def placement(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,6 +63,7 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "max_model_len": args.ctx,
         "kv_format": args.kv_format,
+        "device_options": dict(args.device_option) | ({"isa": args.cpu_isa} if args.cpu_isa else {}),
     }
 
 
@@ -98,6 +110,13 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     if args.logit_bias:
         given["logit_bias"] = dict(args.logit_bias)
     return given
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form NAME=VALUE")
+    return name, value
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ class EngineConfig:
     max_num_batched_tokens  most tokens in one step; longer prompts are cut into chunks
     check_tensors           look for NaN and infinity in the weights before use
     chat_template           a template's text that replaces the model's own
+    device_options          settings that the chosen backend documents, by name
     """
 
     model: str | Path | None = None
@@ -40,6 +42,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     check_tensors: bool = False
     chat_template: str | None = None
+    device_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.fallback not in ("forbid", "decompose", "host"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.engine.background import Background
 from runtime.engine.sampling_params import SamplingParams
 from runtime.errors import InvalidArgument
 from runtime.formats import ModelFile, open_model
@@ -29,9 +30,15 @@ class OpenedModel:
 
     file: ModelFile
     spec: ModelSpec
-    tokenizer: Tokenizer
+    background: Background[Tokenizer]
+    """The tokenizer is built while weights are loaded: for a large vocabulary it takes as long."""
     name: str
     default_sampling: SamplingParams
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, as soon as it is built; raises what its building raised."""
+        return self.background.result()
 
 
 def open_for_engine(path: str | Path | None) -> OpenedModel:
@@ -39,9 +46,9 @@ def open_for_engine(path: str | Path | None) -> OpenedModel:
     file = open_model(demo_model_path() if path is None else path)
     try:
         spec = describe_model(file.kind, file.metadata, file.tensors)
-        tokenizer = tokenizer_of(file)
         name = "demo" if path is None else Path(path).name or str(path)
-        return OpenedModel(file, spec, tokenizer, name, default_sampling(file))
+        sampling = default_sampling(file)
+        return OpenedModel(file, spec, Background(lambda: tokenizer_of(file)), name, sampling)
     except BaseException:
         file.close()
         raise

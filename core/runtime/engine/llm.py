@@ -51,6 +51,7 @@ class LLM:
         max_num_batched_tokens: int = 512,
         check_tensors: bool = False,
         chat_template: str | None = None,
+        device_options: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.config = EngineConfig(
@@ -65,6 +66,7 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
             check_tensors=check_tensors,
             chat_template=chat_template,
+            device_options=device_options or {},
         )
         self._loaded: Loaded = load(self.config, progress)
         self._engine = self._loaded.engine

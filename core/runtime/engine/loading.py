@@ -17,10 +17,11 @@ from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.status import status_lines
+from runtime.engine.weights import WeightReader
 from runtime.errors import InvalidArgument, MalformedFile, Unsupported
 from runtime.executor import Executor, Plan, make_plan
 from runtime.graph import Graph
-from runtime.models import ModelSpec, build_graph, kv_bytes_per_token, load_weight_bytes, weight_source
+from runtime.models import ModelSpec, build_graph, kv_bytes_per_token
 from runtime.registry import Choice, choose, discover
 from runtime.tokenizer import Tokenizer
 
@@ -93,7 +94,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
         if config.check_tensors:
             model.file.check_tensors(progress)
         choice = choose(discover(), config.backend)
-        device = choice.backend.open(choice.device, DeviceConfig(threads=config.threads))
+        device = choice.backend.open(choice.device, DeviceConfig(threads=config.threads, options=config.device_options))
         opened.append(device)
         host = ReferenceDevice()
         opened.append(host)
@@ -159,14 +160,9 @@ def _assemble(
     manifests = {name: device.manifest for name, device in devices.items()}
     free_bytes = min(free for free, _ in next(iter(devices.values())).memory().values())
     plan, context, kv_format = plan_model(model, config, manifests, free_bytes=free_bytes)
-    recipes = weight_source(model.spec)
-    executor = Executor(
-        plan,
-        devices,
-        weights=lambda name: (recipes[name].spec, load_weight_bytes(recipes[name], model.file.data)),
-        state_dims={"B": context.num_blocks},
-        progress=progress,
-    )
+    weights = WeightReader(model.spec, model.file, before_each=model.background.check)
+    executor = Executor(plan, devices, weights, state_dims={"B": context.num_blocks}, progress=progress)
+    weights.release_all()
     vocab_size = model.spec.vocab_size
     if model.tokenizer.vocab_size > vocab_size:
         raise MalformedFile(

@@ -53,6 +53,10 @@ class ModelFile(ABC):
     def prefetch(self, progress: Progress | None = None) -> None:
         """Bring every weight into the page cache, reporting bytes; for files that fit in memory."""
 
+    @abstractmethod
+    def release(self, name: str) -> None:
+        """Let the memory of tensor `name` go, when a device has made its own form of it; `data` still works."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of all weights as stored."""

@@ -83,6 +83,13 @@ class MappedFile:
                 self._map.madvise(mmap.MADV_WILLNEED, first, min(2 * (stop - first), self.size - first))
         self.view[start : stop : mmap.PAGESIZE].tobytes()
 
+    def release(self, start: int, stop: int) -> None:
+        """Give the whole pages inside [start, stop) back; they stay in the page cache and come again when read."""
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def close(self) -> None:
         """Drop this file's own references; the mapping goes with the last view of it."""
         self.view = memoryview(b"")
@@ -126,6 +133,11 @@ class MappedModel(ModelFile):
             raise InvalidArgument(f"{self.path} is closed; tensor '{name}' cannot be read")
         extent = self._extents[name]
         return extent.file.view[extent.offset : extent.offset + extent.nbytes]
+
+    def release(self, name: str) -> None:
+        """As the base class."""
+        extent = self._extents[name]
+        extent.file.release(extent.offset, extent.offset + extent.nbytes)
 
     def prefetch(self, progress: Progress | None = None) -> None:
         """As the base class."""

@@ -1,0 +1,16 @@
+#include "../isa/avx2.h"
+
+#include "../linear_table.inl"
+
+namespace rt {
+
+const Kernels* kernels_avx2() {
+    static const Kernels table = [] {
+        Kernels all{};
+        set_linear(all);
+        return all;
+    }();
+    return &table;
+}
+
+}  // namespace rt

@@ -1,0 +1,220 @@
+"""Memory of the native device: step inputs and outputs, KV caches, and weights in the forms that operations read."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from runtime.backend import InvalidArgument, OutOfMemory, TensorSpec, host_memory
+from runtime_cpu.native import Library
+from runtime_cpu.program import KvCacheStruct, WeightStruct
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+GGML_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "q2_k": 10,
+    "q3_k": 11,
+    "q4_k": 12,
+    "q5_k": 13,
+    "q6_k": 14,
+    "iq4_nl": 20,
+    "iq4_xs": 23,
+    "bf16": 30,
+    "mxfp4": 39,
+}
+"""Formats that the library can decode, by the numbers that it knows them by."""
+
+
+class NativeBuffer:
+    """Memory of the system, in large pages where it is large; untouched pages take nothing."""
+
+    def __init__(self, library: Library, nbytes: int, what: str) -> None:
+        self._library = library
+        self._nbytes = max(nbytes, 1)
+        available, _ = host_memory()
+        # what is not written takes no memory, so only a request beyond all bounds is refused here
+        address = library.rt_allocate(self._nbytes)
+        if not address:
+            raise OutOfMemory(
+                f"{what} takes {nbytes} bytes, the host has {available} available",
+                remedy="ask for a shorter context or fewer sequences",
+                requested_bytes=nbytes,
+                available_bytes=available,
+            )
+        self.address: int = address
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies when all of it is used."""
+        return self._nbytes
+
+    def close(self) -> None:
+        """Free it; closing twice is harmless."""
+        if self.address:
+            self._library.rt_free(self.address, self._nbytes)
+            self.address = 0
+
+    def write(self, data: memoryview) -> None:
+        """Copy `data` to the start of the buffer."""
+        if data.nbytes > self._nbytes:
+            raise InvalidArgument(f"{data.nbytes} bytes were written to a buffer of {self._nbytes}")
+        if data.nbytes <= 1 << 16:  # the copy in between is cheaper than finding the address of foreign memory
+            ctypes.memmove(self.address, bytes(data), data.nbytes)
+        else:
+            ctypes.memmove(self.address, address_of(data), data.nbytes)
+
+    def read(self, into: memoryview) -> None:
+        """Copy the start of the buffer to `into`."""
+        if into.nbytes > self._nbytes:
+            raise InvalidArgument(f"{into.nbytes} bytes were read from a buffer of {self._nbytes}")
+        if into.nbytes:
+            ctypes.memmove(ctypes.addressof(ctypes.c_char.from_buffer(into)), self.address, into.nbytes)
+
+
+class NativeCache(NativeBuffer):
+    """A layer's KV cache in the library's own layout, all zeros at first."""
+
+    def __init__(self, library: Library, spec: TensorSpec) -> None:
+        _, num_blocks, block_size, num_heads, head_dim = spec.resolve({})
+        if block_size % 32 or spec.format.name not in ("f32", "f16", "bf16", "q8_0"):
+            raise InvalidArgument(
+                f"a KV cache {spec} has no native layout; block_size must be a multiple of 32, the format f32, f16, "
+                "bf16 or q8_0"
+            )
+        self.struct = KvCacheStruct(None, GGML_TYPES[spec.format.name], num_blocks, block_size, num_heads, head_dim)
+        nbytes = library.rt_cache_bytes(ctypes.byref(self.struct))
+        available, _ = host_memory()
+        if nbytes > available:
+            raise OutOfMemory(
+                f"a KV cache {spec} takes {nbytes} bytes, the host has {available} available",
+                remedy="ask for a shorter context or fewer sequences",
+                requested_bytes=nbytes,
+                available_bytes=available,
+            )
+        super().__init__(library, nbytes, f"a KV cache {spec}")
+        self.struct.data = self.address
+        self.spec = spec
+
+    @property
+    def pointer(self) -> int:
+        """Address of the `rt::KvCache`."""
+        return ctypes.addressof(self.struct)
+
+
+class NativeWeight:
+    """A weight as stored, and what was made of it: packed panels for products, f32 for everything else.
+
+    The stored bytes are used in place; whoever mapped them keeps them valid until `close`.
+    """
+
+    def __init__(self, library: Library, device: int, spec: TensorSpec, data: memoryview) -> None:
+        self.spec = spec
+        self._library = library
+        self._device = device
+        self._data: memoryview | None = data
+        self._packed: NativeBuffer | None = None
+        self._structs: Any = None
+        self._decoded: NDArray[np.float32] | None = None
+        self._rows: Any = None
+        self.packed_format = -1
+        """Number of the format that was packed; see `packed`."""
+        self.decoded_to: str | None = None
+        """The format that the weight was decoded to before packing, where its own has no kernels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored, or what was made of them."""
+        made = 0 if self._packed is None else self._packed.nbytes
+        return made or self.spec.nbytes()
+
+    def close(self) -> None:
+        """Free what was made; the stored bytes belong to whoever mapped them."""
+        if self._packed is not None:
+            self._packed.close()
+        self._data = self._packed = self._structs = self._decoded = self._rows = None
+
+    def values(self) -> int:
+        """Address of all elements in f32."""
+        if self._decoded is None:
+            self._decoded = self._decode()
+        return int(self._decoded.ctypes.data)
+
+    def table(self) -> tuple[int, int, int]:
+        """Address of the rows, their format, and bytes of a row: as stored, or in f16 where that has no decoder."""
+        if self._rows is None:
+            name = self.spec.format.name
+            assert self._data is not None, "the weight is closed"
+            if name not in GGML_TYPES:
+                name, self._rows = as_f16_or_bf16(self._decode())
+            else:
+                self._rows = self._data
+            self._rows_format = name
+        rows = 1
+        for size in self.spec.resolve({})[:-1]:
+            rows *= size
+        data = memoryview(self._rows).cast("B")
+        return address_of(data), GGML_TYPES[self._rows_format], data.nbytes // max(1, rows)
+
+    def packed(self) -> int:
+        """Address of the `rt::Weight` of a matrix [n, k], or of the first of a stack [e, n, k]."""
+        if self._structs is None:
+            self._pack()
+        return ctypes.addressof(self._structs)
+
+    def _pack(self) -> None:
+        shape = self.spec.resolve({})
+        count, (n, k) = (shape[0] if len(shape) == 3 else 1), shape[-2:]
+        assert self._data is not None, "the weight is closed"
+        name, data = self.spec.format.name, self._data
+        if not self._packable(name, k):
+            name, made = as_f16_or_bf16(self._decode())
+            self.decoded_to = name
+            data = memoryview(made).cast("B")
+        number = GGML_TYPES[name]
+        one = self._library.rt_device_packed_bytes(self._device, number, n, k)
+        packed = NativeBuffer(self._library, one * count + 64, f"weight {self.spec}")
+        source_bytes = data.nbytes // count
+        self._library.rt_device_pack(self._device, number, address_of(data), source_bytes, count, n, k, packed.address)
+        self._packed = packed
+        structs = [WeightStruct(number, n, k, packed.address + i * one) for i in range(count)]
+        self._structs = (WeightStruct * count)(*structs)
+        self.packed_format = number
+
+    def _packable(self, name: str, k: int) -> bool:
+        number = GGML_TYPES.get(name)
+        return number is not None and self._library.rt_device_packed_bytes(self._device, number, 16, k) > 0
+
+    def _decode(self) -> NDArray[np.float32]:
+        import numpy as np
+
+        assert self._data is not None, "the weight is closed"
+        decoded = self.spec.format.decode(self._data, self.spec.resolve({}))
+        return np.ascontiguousarray(decoded, dtype=np.float32)
+
+
+def as_f16_or_bf16(values: NDArray[np.float32]) -> tuple[str, Any]:
+    """`values` in f16, which keeps 11 bits, or in bf16 where they are too large or too small for that."""
+    import numpy as np
+
+    largest = float(np.abs(values).max(initial=0))
+    if largest == 0 or 2.0**-10 <= largest < 65504:  # an error of 2^-25 below 2^-14 is nothing beside such a weight
+        return "f16", np.ascontiguousarray(values.astype(np.float16))
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return "bf16", np.ascontiguousarray(rounded.astype(np.uint16))
+
+
+def address_of(data: memoryview) -> int:
+    """Where the bytes of a buffer lie; it must be kept alive by the caller."""
+    import numpy as np
+
+    return int(np.frombuffer(data, dtype=np.uint8).ctypes.data)
