@@ -80,7 +80,10 @@ def _judge_one(case: Case, y: Any, expected: Expected, oracle: Oracle, result: J
     computed = expected.value if check.metric == "exact" else round_to(expected.declared, expected.value)
     wanted = round_to(expected.format, computed)
     if oracle.is_exact or check.metric == "exact":
-        _compare_exactly(y, wanted, result)
+        # a conversion computes, a move does not
+        _compare_exactly(
+            y, wanted, result, SMALLEST_NORMAL.get(expected.format, 0.0) if case.op == "convert@1" else 0.0
+        )
         return
     compared = _same_positions(y, expected, wanted, oracle.shares_scales, result)
     if check.metric == "ulp":
@@ -104,12 +107,14 @@ def _figures(y: NDArray[Any], value: NDArray[Any], result: Judgement) -> None:
         result.worst("max_error", float(np.abs(a - b).max()))
 
 
-def _compare_exactly(y: NDArray[Any], wanted: NDArray[Any], result: Judgement) -> None:
+def _compare_exactly(y: NDArray[Any], wanted: NDArray[Any], result: Judgement, flushed: float = 0.0) -> None:
+    """All equal, but that what is smaller than `flushed` may be zero."""
     import numpy as np
 
     equal = y == wanted
     if y.dtype.kind == "f":
         equal |= np.isnan(y) & np.isnan(wanted)
+        equal |= (y == 0) & (np.abs(wanted) < flushed)
     if not equal.all():
         wrong = ~equal
         result.reasons.append(
