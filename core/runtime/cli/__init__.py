@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from importlib.metadata import entry_points
+from typing import Any, NoReturn
 
 from runtime import __version__
 
@@ -19,6 +20,14 @@ VERBS = {
     "plan": "show where a model would run and what memory it takes",
     "bench": "measure prefill and decoding beside the limits of the machine",
 }
+
+VERB_GROUP = "runtime.verbs"
+"""Entry-point group of verbs that other packages bring: name -> module."""
+SUITE_VERBS = {
+    "conformance": "test a backend: whether it is right, complete and as fast as it claims",
+    "verify": "compare this machine's device with the reference, in half a minute",
+}
+"""Help of the verbs that come in the same wheel, so that --help imports nothing."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code (0 done, 2 refused or failed, 130 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
-    if verb not in VERBS:
+    module = import_module(f"runtime.cli.{verb}") if verb in VERBS else _installed_verb(verb)
+    if module is None:
         return _top_level(arguments)
-    module = import_module(f"runtime.cli.{verb}")
     parser = Parser(prog=f"runtime {verb}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     module.add_arguments(parser)
     from runtime.cli.output import guarded
@@ -44,9 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: module.run(args), as_json=getattr(args, "json", False))
 
 
+def _installed_verb(verb: str) -> Any:
+    """The module of a verb that another package brings, or None; it has a docstring, add_arguments and run."""
+    if not verb.isidentifier():
+        return None
+    found = next(iter(entry_points(group=VERB_GROUP, name=verb)), None)
+    return None if found is None else found.load()
+
+
 def _top_level(arguments: Sequence[str]) -> int:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:{width}}  {text}" for name, text in VERBS.items())
+    others = {e.name: f"from {e.value.partition('.')[0]}" for e in entry_points(group=VERB_GROUP)}
+    known = VERBS | {name: SUITE_VERBS.get(name, text) for name, text in sorted(others.items()) if name not in VERBS}
+    width = max(map(len, known))
+    verbs = "\n".join(f"  {name:{width}}  {text}" for name, text in known.items())
     parser = Parser(
         prog="runtime",
         usage="runtime VERB [options]",
@@ -60,4 +79,4 @@ def _top_level(arguments: Sequence[str]) -> int:
         parser.print_help()
         return 0
     unknown: str = next((a for a in rest if not a.startswith("-")), rest[0] if rest else "")
-    return parser.error(f"'{unknown}' is no verb; verbs are {', '.join(VERBS)}")
+    return parser.error(f"'{unknown}' is no verb; verbs are {', '.join(known)}")

@@ -3,6 +3,7 @@
 from runtime.registry.choice import Choice, Refusal, choose
 from runtime.registry.discovery import Discovery, LoadedBackend, Rejected, discover
 from runtime.registry.probing import ProbeResult, probe_all
+from runtime.registry.verification import Verification, Verifications
 
 __all__ = [
     "Choice",
@@ -11,6 +12,8 @@ __all__ = [
     "ProbeResult",
     "Refusal",
     "Rejected",
+    "Verification",
+    "Verifications",
     "choose",
     "discover",
     "probe_all",

@@ -28,7 +28,7 @@ class ProbeCache:
     """Files in `$XDG_CACHE_HOME/hal-runtime/probe`; reading and writing never fail, they only miss."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or _default_folder()
+        self.folder = folder or cache_folder("probe")
 
     def load(self, backend: LoadedBackend) -> dict[str, Any] | None:
         """The result stored for this very backend, host and moment, or None."""
@@ -83,23 +83,24 @@ def cache_key(backend: LoadedBackend) -> str:
         backend.info.probe_key,
         sys.version,
         sys.executable,
-        *_package_facts(backend),
+        *package_facts(backend),
         *_host_facts(),
     ]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
 
 
-def _default_folder() -> Path | None:
+def cache_folder(name: str) -> Path | None:
+    """The folder `name` among the caches of this user, or None for an account without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if base and Path(base).is_absolute():
-        return Path(base) / "hal-runtime" / "probe"
+        return Path(base) / "hal-runtime" / name
     try:
-        return Path.home() / ".cache" / "hal-runtime" / "probe"
+        return Path.home() / ".cache" / "hal-runtime" / name
     except RuntimeError:  # no home: an account of a service
         return None
 
 
-def _package_facts(backend: LoadedBackend) -> list[str]:
+def package_facts(backend: LoadedBackend) -> list[str]:
     """The installer's RECORD, and times and sizes of the plugin's own files, which an editable install changes."""
     facts = []
     distribution = getattr(backend.entry_point, "dist", None)

@@ -8,6 +8,7 @@ from runtime.backend import DeviceInfo
 from runtime.errors import InvalidArgument, PluginRejected, Unsupported
 from runtime.registry.discovery import Discovery, LoadedBackend
 from runtime.registry.probing import ProbeResult, probe_all
+from runtime.registry.verification import Verification, Verifications
 
 AUTO = "auto"
 
@@ -73,11 +74,22 @@ def _choose_best(discovery: Discovery, timeout_s: float, use_cache: bool) -> Cho
     refused = [Refusal(r.name, f"{r.stage}: {r.reason}") for r in discovery.rejected]
     candidates: list[tuple[LoadedBackend, DeviceInfo]] = []
     results = probe_all(discovery.loaded, timeout_s=timeout_s, use_cache=use_cache)
+    known = Verifications()
+    verified: dict[str, Verification] = {}
     for backend, result in zip(discovery.loaded, results, strict=True):
-        if result.refusal is None:
-            candidates.append((backend, _best_device(result)))
-        else:
+        if result.refusal is not None:
             refused.append(Refusal(backend.name, result.refusal))
+            continue
+        verdicts = {d.index: known.load(backend, d) for d in result.devices}
+        failed = {i: v for i, v in verdicts.items() if v is not None and not v.passed}
+        refused += [Refusal(f"{backend.name}:{i}", f"verification failed: {v.summary}") for i, v in failed.items()]
+        usable = [d for d in result.devices if d.index not in failed]
+        if usable:
+            best = max(usable, key=lambda d: (verdicts[d.index] is not None, d.score, -d.index))
+            candidates.append((backend, best))
+            verdict = verdicts[best.index]
+            if verdict is not None:
+                verified[backend.name] = verdict
     refused.sort(key=lambda r: r.name)
     if not candidates:
         raise Unsupported(
@@ -85,10 +97,14 @@ def _choose_best(discovery: Discovery, timeout_s: float, use_cache: bool) -> Cho
             remedy="reinstall hal-runtime, whose cpu backend runs everywhere; details: runtime doctor",
             reasons=[str(r) for r in refused],
         )
-    candidates.sort(key=lambda c: (-c[1].score, c[0].name))
+    candidates.sort(key=lambda c: (c[0].name not in verified, -c[1].score, c[0].name))
     backend, device = candidates[0]
     if len(candidates) == 1:
         why = "the only backend that can run here"
+    elif device.score < max(d.score for _, d in candidates):
+        faster = max(candidates, key=lambda c: c[1].score)[0].name
+        age = verified[backend.name].age
+        why = f"verified {age}; {faster} is faster and not verified: runtime verify --backend {faster}"
     else:
         others = ", ".join(f"{b.name} {d.score:.4g}" for b, d in candidates[1:])
         why = f"highest score {device.score:.4g} ({others})"

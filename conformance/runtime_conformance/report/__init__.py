@@ -1,0 +1,1 @@
+"""One run as JSON, JUnit XML, HTML, Markdown and text."""
