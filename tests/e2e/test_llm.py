@@ -36,6 +36,11 @@ def test_a_question_is_answered(llm: LLM) -> None:
     assert answer.prompt_token_ids == tuple(llm.tokenizer.encode_chat(llm.render_chat(FRANCE)))
 
 
+def test_the_demo_model_is_greedy_unless_told_otherwise(llm: LLM) -> None:
+    assert llm.default_sampling_params == SamplingParams(temperature=0.0)
+    assert llm.chat(FRANCE).text == "Paris."
+
+
 def test_a_conversation_is_remembered(llm: LLM) -> None:
     messages = [
         *FRANCE,

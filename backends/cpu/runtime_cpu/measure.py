@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from runtime.backend import DeviceInfo, PluginRejected
 from runtime_cpu.native import Library
 
-
 READ_BYTES = 256 << 20
 """More than any cache holds."""
 
