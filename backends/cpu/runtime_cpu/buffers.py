@@ -32,6 +32,8 @@ GGML_TYPES = {
     "mxfp4": 39,
 }
 """Formats that the library can decode, by the numbers that it knows them by."""
+MAX_CACHE_SIZE = 2**31 - 1
+"""What the library's own counters of a KV cache hold."""
 
 
 class NativeBuffer:
@@ -40,9 +42,9 @@ class NativeBuffer:
     def __init__(self, library: Library, nbytes: int, what: str) -> None:
         self._library = library
         self._nbytes = max(nbytes, 1)
-        available, _ = host_memory()
-        # what is not written takes no memory, so only a request beyond all bounds is refused here
-        address = library.rt_allocate(self._nbytes)
+        available, total = host_memory()
+        # what is not written takes no memory, so only a request that the whole host could not hold is refused here
+        address = library.rt_allocate(self._nbytes) if self._nbytes <= total else None
         if not address:
             raise OutOfMemory(
                 f"{what} takes {nbytes} bytes, the host has {available} available",
@@ -90,9 +92,15 @@ class NativeCache(NativeBuffer):
                 f"a KV cache {spec} has no native layout; block_size must be a multiple of 32, the format f32, f16, "
                 "bf16 or q8_0"
             )
-        self.struct = KvCacheStruct(None, GGML_TYPES[spec.format.name], num_blocks, block_size, num_heads, head_dim)
-        nbytes = library.rt_cache_bytes(ctypes.byref(self.struct))
+        # compared before the library is asked, whose counters have 32 bits
+        nbytes = spec.nbytes()
         available, _ = host_memory()
+        if nbytes <= available:
+            sizes = (num_blocks, block_size, num_heads, head_dim)
+            if max(sizes) > MAX_CACHE_SIZE:
+                raise InvalidArgument(f"a KV cache {spec} has a size above {MAX_CACHE_SIZE}")
+            self.struct = KvCacheStruct(None, GGML_TYPES[spec.format.name], *sizes)
+            nbytes = library.rt_cache_bytes(ctypes.byref(self.struct))
         if nbytes > available:
             raise OutOfMemory(
                 f"a KV cache {spec} takes {nbytes} bytes, the host has {available} available",
@@ -149,12 +157,13 @@ class NativeWeight:
         return int(self._decoded.ctypes.data)
 
     def table(self) -> tuple[int, int, int]:
-        """Address of the rows, their format, and bytes of a row: as stored, or in f16 where that has no decoder."""
+        """Address of the rows, their format, and bytes of a row: as stored, or decoded where the library
+        cannot read the stored form."""
         if self._rows is None:
             name = self.spec.format.name
             assert self._data is not None, "the weight is closed"
             if name not in GGML_TYPES:
-                name, self._rows = as_f16_or_bf16(self._decode())
+                name, self._rows = as_f16_or_f32(self._decode())
             else:
                 self._rows = self._data
             self._rows_format = name
@@ -176,7 +185,7 @@ class NativeWeight:
         assert self._data is not None, "the weight is closed"
         name, data = self.spec.format.name, self._data
         if not self._packable(name, k):
-            name, made = as_f16_or_bf16(self._decode())
+            name, made = as_f16_or_f32(self._decode())
             self.decoded_to = name
             data = memoryview(made).cast("B")
         number = GGML_TYPES[name]
@@ -201,16 +210,18 @@ class NativeWeight:
         return np.ascontiguousarray(decoded, dtype=np.float32)
 
 
-def as_f16_or_bf16(values: NDArray[np.float32]) -> tuple[str, Any]:
-    """`values` in f16, which keeps 11 bits, or in bf16 where they are too large or too small for that."""
+def as_f16_or_f32(values: NDArray[np.float32]) -> tuple[str, Any]:
+    """`values` in f16 where that keeps every one of them, otherwise as they are: the manifest promises exact weights.
+
+    bf16 is no choice: its products round their activations to bf16.
+    """
     import numpy as np
 
-    largest = float(np.abs(values).max(initial=0))
-    if largest == 0 or 2.0**-10 <= largest < 65504:  # an error of 2^-25 below 2^-14 is nothing beside such a weight
-        return "f16", np.ascontiguousarray(values.astype(np.float16))
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return "bf16", np.ascontiguousarray(rounded.astype(np.uint16))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # what does not fit shows in the comparison
+        halves = values.astype(np.float16)
+    if np.array_equal(halves, values):
+        return "f16", np.ascontiguousarray(halves)
+    return "f32", np.ascontiguousarray(values)
 
 
 def address_of(data: memoryview) -> int:

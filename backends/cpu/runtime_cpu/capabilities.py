@@ -17,7 +17,7 @@ DECODED_FORMATS = (
     *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "nvfp4"),
     *("f8_e4m3", "f8_e5m2"),
 )
-"""Weights in these are decoded at load and kept in f16 (or bf16), whose error is far below that of activations."""
+"""Weights in these are decoded at load and kept in f16 where that is exact, otherwise in f32."""
 ACTIVATIONS = {0: "f32", 1: "bf16", 2: "i8/32", 3: "bf16"}
 """What each of the library's activation kinds rounds to."""
 
@@ -80,7 +80,7 @@ def _products(library: Library, device: int) -> list[Rule]:
     for name in packable:
         kind = library.rt_device_activation_kind(device, GGML_TYPES[name])
         by_activation.setdefault(ACTIVATIONS[kind], []).append(name)
-    if "f16" in packable:
+    if "f16" in packable:  # and f32, whose activations are those of f16
         decoded = (*DECODED_FORMATS, *(n for n in GGML_TYPES if n not in packable))
         kind = library.rt_device_activation_kind(device, GGML_TYPES["f16"])
         by_activation[ACTIVATIONS[kind]] += decoded

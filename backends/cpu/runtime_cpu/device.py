@@ -19,6 +19,7 @@ from runtime.backend import (
     Region,
     RuntimeFault,
     TensorSpec,
+    Unsupported,
     from_bytes,
     host_memory,
     to_bytes,
@@ -49,7 +50,7 @@ class NativeDevice:
             raise OutOfMemory(f"the system gives this process no {num_threads} threads", remedy="ask for fewer threads")
         self._device: int = device
         self._manifest = native_manifest(library, device, name)
-        self._decoded: dict[str, str] = {}
+        self._decoded: dict[str, set[str]] = {}
         self._counters = {"kernels_run": 0, "bytes_uploaded": 0, "bytes_downloaded": 0, "host_compute_ns": 0}
 
     @property
@@ -61,7 +62,7 @@ class NativeDevice:
     def info(self) -> DeviceInfo:
         """Which device this is; once weights are loaded, its notices tell which were decoded for lack of kernels."""
         told = tuple(
-            f"{stored} weights have no native kernels: decoded to {made} at load"
+            f"{stored} weights have no native kernels: decoded to {' and '.join(sorted(made))} at load"
             for stored, made in sorted(self._decoded.items())
         )
         return replace(self._info, notices=(*self._info.notices, *told))
@@ -92,8 +93,12 @@ class NativeDevice:
         return weight
 
     def upload(self, target: Buffer, data: memoryview, spec: TensorSpec) -> FinishedEvent:
-        """Copy into a buffer; a KV cache is rearranged."""
+        """Copy into a buffer; a KV cache is rearranged. Raises InvalidArgument for data of another size than `spec`."""
+        expected = spec.nbytes()
+        if data.nbytes != expected:
+            raise InvalidArgument(f"a tensor {spec} takes {expected} bytes, {data.nbytes} were given")
         if isinstance(target, NativeCache):
+            _check_cache(target, spec)
             values = from_bytes(TensorSpec(spec.format, spec.shape), data)
             self._transfer_cache("kv_import", target, _as_f32(values))
         else:
@@ -106,6 +111,7 @@ class NativeDevice:
         if isinstance(source, NativeCache):
             import numpy as np
 
+            _check_cache(source, spec)
             values = np.empty(spec.resolve({}), np.float32)
             self._transfer_cache("kv_export", source, values)
             into[:] = to_bytes(TensorSpec(spec.format, spec.shape), values)
@@ -122,11 +128,20 @@ class NativeDevice:
         return FinishedEvent()
 
     def compile(self, region: Region, resident: Mapping[str, Buffer], hints: Mapping[str, Any]) -> NativeExecutable:
-        """A program for the region; weights that it needs in another form than they were loaded in get it now."""
+        """A program for the region; weights that it needs in another form than they were loaded in get it now.
+
+        Raises Unsupported, with the reasons, for a node that the manifest does not cover for all of `region.dims`.
+        """
+        for node in region.nodes:
+            match = self._manifest.match(node.op.key, node.facts(region.dims))
+            if match.coverage != "full":
+                raise Unsupported(
+                    f"node {node.name}: the native cpu device has no such {node.op.key}", reasons=match.reasons
+                )
         layout = Compiler(self._library, self._device, region, resident).run()
         for buffer in resident.values():
             if isinstance(buffer, NativeWeight) and buffer.decoded_to is not None:
-                self._decoded[buffer.spec.format.name] = buffer.decoded_to
+                self._decoded.setdefault(buffer.spec.format.name, set()).add(buffer.decoded_to)
         return NativeExecutable(self._library, self._device, layout, self._counters, f"native {self.isa}")
 
     def ceilings(self, threads: int) -> Mapping[str, float]:
@@ -220,6 +235,11 @@ def _own(buffer: Buffer) -> NativeBuffer:
     if not isinstance(buffer, NativeBuffer):
         raise InvalidArgument(f"a {type(buffer).__name__} was given to a device that did not allocate it")
     return buffer
+
+
+def _check_cache(cache: NativeCache, spec: TensorSpec) -> None:
+    if spec.resolve({}) != cache.spec.resolve({}):
+        raise InvalidArgument(f"{spec} was exchanged with a KV cache {cache.spec}; both must have one shape")
 
 
 def _as_f32(values: Any) -> Any:

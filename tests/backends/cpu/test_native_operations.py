@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_device import OneOp, assert_judged, relative_error
+from native_device import OneOp, assert_judged
 
-from runtime.dtypes import FORMATS
+from runtime.dtypes import FORMATS, Span, TensorSpec
 from runtime.errors import InvalidArgument
+from runtime.graph import GraphBuilder
 from runtime.ops import CATALOGUE, Rounding
 from runtime_cpu.compiler import OPERATIONS
 from runtime_cpu.device import NativeDevice
@@ -98,32 +99,57 @@ def test_rows_of_any_block_format_are_decoded_exactly(device: NativeDevice, name
         blocks[:, place : place + 2] = np.array([0.25], np.float16).view(np.uint8)
     if name in ("q4_k", "q5_k"):
         blocks[:, 2:4] = np.array([-0.5], np.float16).view(np.uint8)
-    op = OneOp("embed", {"token_ids": ints(6, 0, 3)}, weights={"weight": ("f32", np.zeros((7, 512), np.float32))})
-    spec = type(op.stored["weight"][0])(fmt, (7, 512))
-    op = _with_stored(spec, raw.tobytes())
+    op = _with_stored("embed", TensorSpec(fmt, (7, 512)), raw.tobytes(), token_ids=ints(6, 0, 3))
     assert np.array_equal(op.run(device)[0], fmt.decode(raw, (7, 512))[[6, 0, 3]])
 
 
-def _with_stored(spec: Any, data: bytes) -> OneOp:
-    """An embedding whose table has these bytes; nobody encodes the k-quants here."""
-    from runtime.dtypes import Span
-    from runtime.graph import GraphBuilder
-
+def _with_stored(name: str, spec: TensorSpec, data: bytes, **inputs: np.ndarray) -> OneOp:
+    """An operation whose weight has these bytes; nobody encodes the k-quants here."""
     op = OneOp.__new__(OneOp)
-    op.op, op.attrs, op.kv = CATALOGUE["embed@1"], {}, None
-    op.arrays, op.stored = {"token_ids": ints(6, 0, 3)}, {"weight": (spec, data)}
-    builder = GraphBuilder("embed", {"T": Span(1, 8)})
-    ids, table = builder.input("token_ids", "i32", (3,)), builder.weight("weight", spec)
-    op.outputs = (builder.op("embed", token_ids=ids, weight=table),)
-    builder.output("y0", op.outputs[0])
+    op.op, op.attrs, op.kv = CATALOGUE[f"{name}@1"], {}, None
+    op.arrays, op.stored = inputs, {"weight": (spec, data)}
+    builder = GraphBuilder(name, {"T": Span(1, 8)})
+    values = {p: builder.input(p, "i32" if a.dtype.kind == "i" else "f32", a.shape) for p, a in inputs.items()}
+    made = builder.op(name, weight=builder.weight("weight", spec), **values)
+    op.outputs = (made,)
+    builder.output("y0", made)
     op.graph = builder.build()
     return op
 
 
-def test_a_format_without_kernels_is_kept_in_f16(device: NativeDevice) -> None:
-    x, weight = normal(3, 256), normal(20, 256)
-    op = OneOp("linear", {"x": x}, weights={"weight": ("tq2_0", weight)})
-    assert relative_error(op.run(device)[0], op.reference()[0]) < 1e-3
+@pytest.mark.parametrize(("name", "kept"), [("tq2_0", "f16"), ("f8_e4m3", "f16"), ("iq2_s", "f32"), ("iq3_xxs", "f32")])
+def test_a_format_without_kernels_is_decoded_without_loss(
+    devices: dict[str, NativeDevice], name: str, kept: str
+) -> None:
+    fmt, rng = FORMATS[name], np.random.default_rng(7)
+    raw = rng.integers(0, 112, fmt.nbytes((20, 256)), dtype=np.uint8)  # no NaN or infinity in any scale
+    weight = fmt.decode(raw, (20, 256))
+    assert np.isfinite(weight).all()
+    spec, chosen = TensorSpec(fmt, (20, 256)), np.eye(256, dtype=np.float32)[[0, 3, 100, 255]]
+    op = _with_stored("linear", spec, raw.tobytes(), x=chosen)
+    for device in devices.values():
+        assert np.array_equal(op.run(device)[0], weight.T[[0, 3, 100, 255]])
+        assert any(f"{name} weights have no native kernels: decoded to {kept}" in n for n in device.info.notices)
+    table = _with_stored("embed", spec, raw.tobytes(), token_ids=ints(6, 0, 3))
+    assert np.array_equal(table.run(device)[0], weight[[6, 0, 3]])
+
+
+@pytest.mark.parametrize("kind", CATALOGUE["activation@1"].attrs[0].choices)
+def test_an_activation_keeps_nan(devices: dict[str, NativeDevice], kind: str) -> None:
+    x = normal(2, 37)
+    x[0, [0, 17, 36]] = np.nan
+    for device in devices.values():
+        (plain,) = OneOp("activation", {"x": x}, {"kind": kind}).run(device)
+        assert np.array_equal(np.isnan(plain), np.isnan(x))
+
+
+def test_a_gated_unit_keeps_nan_of_both_sides(devices: dict[str, NativeDevice]) -> None:
+    gate, up = normal(1, 37), normal(1, 37)
+    gate[0, 3] = up[0, 20] = up[0, 36] = np.nan
+    for device in devices.values():
+        for kind in CATALOGUE["glu@1"].attrs[0].choices:
+            (made,) = OneOp("glu", {"gate": gate, "up": up}, {"kind": kind}).run(device)
+            assert list(np.flatnonzero(np.isnan(made))) == [3, 20, 36], kind
 
 
 def test_every_operation_of_the_compiler_is_tested_here() -> None:

@@ -104,8 +104,9 @@ inline void with_activation(int32_t kind, const Run& run) {
         case rt::kSilu: return run([](vf x) { return x * sigmoid(x); });
         case rt::kGelu: return run([](vf x) { return gelu(x); });
         case rt::kGeluTanh: return run([](vf x) { return gelu_tanh(x); });
-        case rt::kRelu: return run([](vf x) { return larger(x, vf{}); });
-        case rt::kRelu2: return run([](vf x) { return larger(x, vf{}) * larger(x, vf{}); });
+        // larger gives its second argument where one is NaN
+        case rt::kRelu: return run([](vf x) { return larger(vf{}, x); });
+        case rt::kRelu2: return run([](vf x) { return larger(vf{}, x) * larger(vf{}, x); });
         case rt::kSigmoid: return run([](vf x) { return sigmoid(x); });
         case rt::kTanh: return run([](vf x) { return tanh(x); });
         default: return run([](vf x) { return x * sigmoid(1.702f * x); });
@@ -121,7 +122,7 @@ void glu(int32_t kind, float alpha, float limit, const float* gate, const float*
         const vf most = splat(limit);
         map(gate, up, n, y, [&](vf g, vf u) {
             g = g > most ? most : g;
-            u = larger(u > most ? most : u, -most);
+            u = larger(-most, u > most ? most : u);
             return g * sigmoid(alpha * g) * (u + 1.0f);
         });
         return;
