@@ -47,7 +47,7 @@ check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=plugins/opencl $(BIN)/lint-imports
 	$(BIN)/python tools/check_house.py
 
 fix: $(VENV)/.ready
