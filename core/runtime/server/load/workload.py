@@ -14,9 +14,9 @@ Endpoint = Literal["completions", "chat"]
 # Common English words: in most vocabularies each is one token with its leading space.
 _TEXT = (
     "the of and to in is that for it was on are as with they at be this from have or by one had not but what all were "
-    "when we there can an your which their said if do will each about how up out them then she many some so these would "
-    "other into has more her two like him see time could no make than first been its who now people my made over did "
-    "down only way find use may water long little very after words called just where most know"
+    "when we there can an your which their said if do will each about how up out them then she many some so these "
+    "would other into has more her two like him see time could no make than first been its who now people my made "
+    "over did down only way find use may water long little very after words called just where most know"
 )
 _WORDS = _TEXT.split()
 
