@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from runtime.engine.random import uniform
 from runtime.engine.request import PositionLogprobs, Request, TokenLogprob
 from runtime.engine.sampling_graph import PENALTY_INPUTS, ROW_INPUTS, SamplingVariant, build_sampling_graph
-from runtime.errors import NumericFault
+from runtime.errors import NumericFault, RuntimeFault
 from runtime.executor import Executor
 from runtime.graph import Graph
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampled:
-    """The token chosen for one row."""
+    """The token chosen for one row; where there is an `error`, there is no token."""
 
     token_id: int
     logprobs: PositionLogprobs | None = None
+    error: RuntimeFault | None = None
 
 
 class Sampler:
@@ -53,31 +54,29 @@ class Sampler:
         self._executors: dict[SamplingVariant, Executor] = {}
 
     def sample(self, logits: NDArray[np.float32], requests: Sequence[Request]) -> list[Sampled]:
-        """Choose one token per row of `logits` [len(requests), vocab_size]."""
+        """Choose one token per row of `logits` [len(requests), vocab_size]; a row that fails does so alone."""
         import numpy as np
 
-        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]:
-            _refuse_logits(requests[int(row)], "the model's logits hold NaN or infinity")
+        finite = np.isfinite(logits).all(axis=1)
+        logits[~finite] = 0
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
+        allowed, faults = _allowed(requests)
         # With penalties even a greedy choice goes through `sample`, which tells when nothing is left to choose.
         choice = penalties or any(r.params.temperature > 0 for r in requests)
-        variant = SamplingVariant(penalties, choice, max(wanted, default=None))
+        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(allowed and wanted))
         inputs: dict[str, Any] = {"logits": logits}
+        if allowed:  # log-probabilities are the model's own, so they need the logits as they were
+            inputs["allowed_logits" if wanted else "logits"] = _constrained(logits, allowed, copy=bool(wanted))
         dims = {"R": len(requests), "H": 1, "X": 1}
         if variant.penalties:
             inputs |= _penalty_inputs(requests, bans, dims)
         if variant.random:
             inputs |= _row_inputs(requests)
         outputs = self._executor(variant).run(inputs, dims)
-        ids = [int(t) for t in outputs["token_ids"]]
-        for row in [i for i, token_id in enumerate(ids) if token_id < 0][:1]:
-            _refuse_logits(requests[row], "penalties and biases leave no token to choose")
         return [
-            Sampled(
-                ids[i], self._logprobs(outputs, i, ids[i], r.params.logprobs) if r.params.logprobs is not None else None
-            )
+            Sampled(-1, error=faults[i]) if i in faults else self._sampled(outputs, i, r, bool(finite[i]))
             for i, r in enumerate(requests)
         ]
 
@@ -94,6 +93,15 @@ class Sampler:
             )
             self._executors[variant] = self._make_executor(graph)
         return self._executors[variant]
+
+    def _sampled(self, outputs: Mapping[str, NDArray[Any]], row: int, request: Request, is_finite: bool) -> Sampled:
+        token_id = int(outputs["token_ids"][row])
+        if not is_finite:
+            return Sampled(-1, error=_fault(request, "the model's logits hold NaN or infinity"))
+        if token_id < 0:
+            return Sampled(-1, error=_fault(request, "penalties and biases leave no token to choose"))
+        count = request.params.logprobs
+        return Sampled(token_id, None if count is None else self._logprobs(outputs, row, token_id, count))
 
     def _bans(self, request: Request) -> frozenset[int]:
         params = request.params
@@ -113,8 +121,8 @@ class Sampler:
         return PositionLogprobs(describe(chosen), tuple(describe(int(t)) for t in top))
 
 
-def _refuse_logits(request: Request, what: str) -> NoReturn:
-    raise NumericFault(
+def _fault(request: Request, what: str) -> NumericFault:
+    return NumericFault(
         f"request {request.request_id}: {what} after {request.num_tokens} tokens",
         remedy="check logit_bias; check the weights with --check-tensors and the device with runtime doctor",
     )
@@ -123,6 +131,30 @@ def _refuse_logits(request: Request, what: str) -> NoReturn:
 def _has_penalties(request: Request) -> bool:
     p = request.params
     return bool(p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty or p.logit_bias)
+
+
+def _allowed(requests: Sequence[Request]) -> tuple[dict[int, NDArray[np.bool_]], dict[int, RuntimeFault]]:
+    """By row: the tokens that the request's grammar allows, or why it cannot tell."""
+    allowed: dict[int, NDArray[np.bool_]] = {}
+    faults: dict[int, RuntimeFault] = {}
+    for i, request in enumerate(requests):
+        if request.matcher is not None:
+            try:
+                allowed[i] = request.matcher.mask()
+            except RuntimeFault as fault:
+                faults[i] = fault
+    return allowed, faults
+
+
+def _constrained(
+    logits: NDArray[np.float32], allowed: Mapping[int, NDArray[np.bool_]], *, copy: bool
+) -> NDArray[np.float32]:
+    import numpy as np
+
+    result = logits.copy() if copy else logits
+    for row, mask in allowed.items():
+        np.copyto(result[row], np.float32(-np.inf), where=~mask)
+    return result
 
 
 def _row_inputs(requests: Sequence[Request]) -> dict[str, NDArray[Any]]:

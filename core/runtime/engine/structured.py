@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from runtime.errors import ExecutionFailed, InvalidArgument, Unsupported
 from runtime.tokenizer import Tokenizer
@@ -20,6 +20,8 @@ StructuredKind = Literal["json_object", "json_schema", "regex", "choice", "gbnf"
 
 MAX_GRAMMAR_CHARACTERS = 200_000
 """Longer grammars are refused: compiling one takes time and memory in proportion."""
+
+_MAX_COMPILED = 64
 
 # llguidance counts its work in fuel, about 14,000 a millisecond. A quarter of its defaults: one request's grammar must
 # not hold up the step of all others.
@@ -44,8 +46,22 @@ class StructuredOutput:
             raise InvalidArgument(f"structured output of kind {self.kind}: its text is a {type(self.text).__name__}")
 
 
+class TokenMatcher(Protocol):
+    """Follows the output of one request and says which tokens may come next."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the output is complete: nothing more can follow."""
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Tokens that may come next: bool [vocab_size]."""
+
+    def advance(self, token_id: int) -> None:
+        """Take the token that was chosen."""
+
+
 class Matcher:
-    """The state of one output within its grammar."""
+    """The state of one output within its grammar, as a TokenMatcher."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
@@ -94,6 +110,8 @@ class Grammars:
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._index: Any = None
+        self._compiled: dict[StructuredOutput, str] = {}
+        """The last grammars that were found right, the latest last."""
 
     def prepare(self) -> None:
         """Build the index over the vocabulary now."""
@@ -117,7 +135,24 @@ class Grammars:
         limits = library.LLParserLimits(initial_lexer_fuel=_INITIAL_FUEL, step_lexer_fuel=_STEP_FUEL)
         return Matcher(library.LLMatcher(self._index, grammar, limits=limits), self._vocab_size)
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the index over the vocabulary is there."""
+        return self._index is not None
+
     def _compile(self, structured: StructuredOutput) -> str:
+        with self._lock:
+            known = self._compiled.get(structured)
+        if known is not None:
+            return known
+        grammar = self._compile_new(structured)
+        with self._lock:
+            self._compiled[structured] = grammar
+            if len(self._compiled) > _MAX_COMPILED:
+                del self._compiled[next(iter(self._compiled))]
+        return grammar
+
+    def _compile_new(self, structured: StructuredOutput) -> str:
         if len(structured.text) > MAX_GRAMMAR_CHARACTERS:
             raise InvalidArgument(
                 f"the {structured.kind} has {len(structured.text)} characters; the most is {MAX_GRAMMAR_CHARACTERS}"
