@@ -11,7 +11,17 @@ from typing import Any
 
 from runtime.engine.embedding import EmbeddingJob
 from runtime.engine.engine import Engine
-from runtime.engine.messages import Abort, Add, Batch, Command, Embed, Message, PrepareGrammars, ResetPrefixCache, unpack_token_ids
+from runtime.engine.messages import (
+    Abort,
+    Add,
+    Batch,
+    Command,
+    Embed,
+    Message,
+    PrepareGrammars,
+    ResetPrefixCache,
+    unpack_token_ids,
+)
 from runtime.engine.request import RequestOutput
 from runtime.errors import RuntimeFault
 
