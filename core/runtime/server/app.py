@@ -176,7 +176,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}"
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = " or ".join(sorted((error.headers or {}).get("Allow", "another method").split(", ")))
         return error_response(ApiError(405, f"{what}: this route takes {allowed}", code="method_not_allowed",
                                        headers=error.headers))  # fmt: skip
     return error_response(ApiError(404, f"{what}: there is no such route", code="route_not_found"))

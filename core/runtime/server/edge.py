@@ -128,7 +128,7 @@ class Edge:
             "request_id": request_id.decode(),
         }
         line = json.dumps(facts) if form == "json" else " ".join(str(f) for f in facts.values())
-        print(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+        print(line.encode("unicode_escape").decode(), file=sys.stderr, flush=True)
 
 
 def note_ignored(request: Request, names: list[str]) -> None:

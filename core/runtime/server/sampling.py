@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runtime.engine.sampling_params import SamplingParams
+from runtime.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from runtime.server.failures import bad_request
 from runtime.server.requests import ChatCompletionRequest, CompletionRequest, SamplingFields
 
@@ -66,6 +66,8 @@ def chat_sampling(request: ChatCompletionRequest, defaults: SamplingParams) -> S
     logprobs = None
     if request.logprobs:
         logprobs = request.top_logprobs or 0
+        if not 0 <= logprobs <= MAX_LOGPROBS:
+            bad_request(f"top_logprobs = {logprobs}: it must be in 0 .. {MAX_LOGPROBS}", "top_logprobs")
     elif request.top_logprobs:
         bad_request("top_logprobs needs logprobs: true", "top_logprobs")
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
