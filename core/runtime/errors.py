@@ -12,6 +12,8 @@ RuntimeFault                    code              scope     retryable
 ├── DeviceLost                  device_lost       device
 ├── CollectiveFailed            collective_failed device               carries .rank
 ├── TimedOut                    timed_out         stream    yes
+├── QueueFull                   queue_full        request   yes        carries .retry_after_s
+├── EngineDied                  engine_died       process   yes        carries .retry_after_s
 └── Cancelled                   cancelled         request
 
 A message says what failed, the values, the rule and the remedy. `assert` is for our own invariants only.
@@ -28,6 +30,7 @@ __all__ = [
     "Cancelled",
     "CollectiveFailed",
     "DeviceLost",
+    "EngineDied",
     "ExecutionFailed",
     "FallbackForbidden",
     "InvalidArgument",
@@ -35,6 +38,7 @@ __all__ = [
     "NumericFault",
     "OutOfMemory",
     "PluginRejected",
+    "QueueFull",
     "RuntimeFault",
     "Scope",
     "TimedOut",
@@ -175,6 +179,30 @@ class TimedOut(RuntimeFault):
     code = "timed_out"
     scope = "stream"
     retryable = True
+
+
+class QueueFull(RuntimeFault):
+    """As many requests wait as may wait; `retry_after_s` is when there may be room."""
+
+    code = "queue_full"
+    scope = "request"
+    retryable = True
+
+    def __init__(self, message: str, *, remedy: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDied(RuntimeFault):
+    """The engine ended while it was needed; `retry_after_s` is when a restarted one may answer."""
+
+    code = "engine_died"
+    scope = "process"
+    retryable = True
+
+    def __init__(self, message: str, *, remedy: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s
 
 
 class Cancelled(RuntimeFault):

@@ -32,8 +32,11 @@ def fit_context(
     free_bytes: int | None,
     block_size: int,
     max_num_seqs: int,
+    num_kv_blocks: int | None = None,
 ) -> ContextPlan:
     """Fit the context. `free_bytes` is the memory beside the weights; None (no device present) does not limit.
+
+    The pool never has more blocks than `max_num_seqs` sequences of full length need, nor more than `num_kv_blocks`.
 
     A requested length beyond the model's is refused, and one that does not fit raises OutOfMemory with both figures.
     """
@@ -58,8 +61,17 @@ def fit_context(
                 available_bytes=int((free_bytes or 0) * MEMORY_SHARE),
             )
         wanted, limited_by = fitting * block_size, f"memory; the model's limit is {model_limit}"
+    if num_kv_blocks is not None and num_kv_blocks * block_size < wanted:
+        if requested:
+            raise InvalidArgument(
+                f"{num_kv_blocks} KV blocks of {block_size} tokens hold less than the context of {wanted} tokens",
+                remedy=f"use at least {-(-wanted // block_size)} blocks (num_kv_blocks), or a shorter context",
+            )
+        wanted, limited_by = num_kv_blocks * block_size, f"num_kv_blocks; the model's limit is {model_limit}"
     per_sequence = -(-wanted // block_size)
     num_blocks = per_sequence * max_num_seqs
     if fitting is not None:
         num_blocks = max(min(num_blocks, fitting), per_sequence)
+    if num_kv_blocks is not None:
+        num_blocks = min(num_blocks, num_kv_blocks)
     return ContextPlan(wanted, num_blocks, block_size, limited_by)

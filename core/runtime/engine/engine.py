@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+import time
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
 from runtime.engine.detokenizer import Detokenizer
-from runtime.engine.request import Request, RequestOutput, RequestState
+from runtime.engine.embedding import EmbeddingJob, HiddenStates, Pooling
+from runtime.engine.request import FINISH_REASONS, FinishReason, Request, RequestOutput, RequestState
 from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampled, Sampler
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.scheduler import Schedule, Scheduled, Scheduler
-from runtime.errors import InvalidArgument
+from runtime.engine.stats import EngineStats
+from runtime.engine.structured import StructuredOutput, TokenMatcher
+from runtime.engine.validation import check_request, check_text
+from runtime.errors import InvalidArgument, RuntimeFault, Unsupported
 from runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+MakeMatcher = Callable[[StructuredOutput], TokenMatcher]
+
 
 class Engine:
-    """Serves requests from one model on its devices."""
+    """Serves requests from one model on its devices. It belongs to one thread.
+
+    make_matcher   follows a grammar; without one, requests with structured output are refused
+    hidden_states  computes embeddings; without it they are refused
+    """
 
     def __init__(
         self,
@@ -32,6 +44,8 @@ class Engine:
         tokenizer: Tokenizer,
         vocab_size: int,
         max_model_len: int,
+        make_matcher: MakeMatcher | None = None,
+        hidden_states: HiddenStates | None = None,
     ) -> None:
         self.runner = runner
         self.sampler = sampler
@@ -39,9 +53,15 @@ class Engine:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
-        self._requests: dict[str, Request] = {}
-        self._detokenizers: dict[str, Detokenizer] = {}
+        self._make_matcher = make_matcher
+        self._hidden_states = hidden_states
+        self._samples: dict[str, list[Request]] = {}
+        self._detokenizers: dict[Request, Detokenizer] = {}
+        self._deadlines: list[tuple[float, int, tuple[Request, ...]]] = []
         self._ids = count()
+        self._finished = dict.fromkeys(FINISH_REASONS, 0)
+        self._prompt_tokens = self._generation_tokens = self._steps = 0
+        self._step_seconds = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -49,44 +69,57 @@ class Engine:
         return self.scheduler.has_work
 
     def add_request(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
-    ) -> Request:
-        """Queue a request; raises InvalidArgument when it can never run."""
-        n = len(prompt_token_ids)
-        if n == 0:
-            raise InvalidArgument("the prompt has no tokens; there is nothing to continue")
-        self._check_token_ids(prompt_token_ids, "the prompt")
-        self._check_token_ids(params.logit_bias, "logit_bias")
-        if n >= self.max_model_len:
-            raise InvalidArgument(
-                f"prompt has {n} tokens, context is {self.max_model_len} and at least one must be left for the answer",
-                remedy=f"shorten it or start with a context of more than {n} (--ctx, max_model_len)",
-            )
-        room = self.max_model_len - n
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        timeout_s: float | None = None,
+    ) -> tuple[Request, ...]:
+        """Queue a prompt: one request for each of its `n` samples. Raises InvalidArgument when it can never run."""
+        check_request(prompt_token_ids, params, vocab_size=self.vocab_size, max_model_len=self.max_model_len)
+        request_id = request_id or f"request-{next(self._ids)}"
+        if request_id in self._samples:
+            raise InvalidArgument(f"request id '{request_id}' is in use")
+        room = self.max_model_len - len(prompt_token_ids)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        request = Request(request_id or f"request-{next(self._ids)}", prompt_token_ids, params, max_tokens)
-        if request.request_id in self._requests:
-            raise InvalidArgument(f"request id '{request.request_id}' is in use")
-        self._requests[request.request_id] = request
-        self._detokenizers[request.request_id] = Detokenizer(request, self.tokenizer)
-        self.scheduler.add(request)
-        return request
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        samples: list[Request] = []
+        for index in range(params.n):
+            request = Request(request_id, prompt_token_ids, params, max_tokens, index, priority, tenant, deadline)
+            request.leader = samples[0] if samples else None
+            request.matcher = self._matcher(params.structured)
+            samples.append(request)
+        if len(samples) > 1:
+            self.scheduler.can_copy_blocks = self.runner.can_copy_blocks
+        for request in samples:
+            self._detokenizers[request] = Detokenizer(request, self.tokenizer)
+            self.scheduler.add(request)
+        self._samples[request_id] = list(samples)
+        if deadline is not None:
+            heapq.heappush(self._deadlines, (deadline, samples[0].arrival, tuple(samples)))
+        return tuple(samples)
 
     def step(self) -> list[RequestOutput]:
-        """One step over all requests; returns what it added to each."""
-        schedule = self.scheduler.schedule()
-        sampled = self._sample(schedule)
-        return self._update(schedule, sampled)
+        """One step over all requests; returns what it added to each.
 
-    def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request now; returns its last output, or None when it is already over."""
-        request = self._requests.get(request_id)
-        if request is None or request.state is RequestState.FINISHED:
-            return None
-        text = self._detokenizers[request_id].flush()
-        self.scheduler.finish(request, "aborted")
-        self._forget(request)
-        return RequestOutput(request_id, text, (), finish_reason="aborted")
+        A request that the model cannot serve ends with the reason "error"; the others go on. Raises what makes the
+        device useless.
+        """
+        outputs = self._expire()
+        schedule = self.scheduler.schedule()
+        if schedule.parts:
+            started = time.perf_counter()
+            outputs += self._run(schedule)
+            seconds = time.perf_counter() - started
+            self._account(schedule, seconds)
+        return outputs
+
+    def abort(self, request_id: str) -> list[RequestOutput]:
+        """End all samples of a request now; returns their last outputs, none where it is already over."""
+        return [self._end(request, "aborted") for request in list(self._samples.get(request_id, ()))]
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position of `token_ids`: float32 [len(token_ids), vocab_size]. Needs an idle engine."""
@@ -94,11 +127,7 @@ class Engine:
 
         if self.has_work:
             raise InvalidArgument("logits need an idle engine; finish or abort the running requests first")
-        if not 0 < len(token_ids) <= self.max_model_len:
-            raise InvalidArgument(
-                f"logits of {len(token_ids)} tokens: it must be 1 .. {self.max_model_len} (the context)"
-            )
-        self._check_token_ids(token_ids, "the text")
+        check_text(token_ids, "logits", vocab_size=self.vocab_size, max_model_len=self.max_model_len)
         pool = self.scheduler.pool
         request = Request("logits", token_ids, SamplingParams(), max_tokens=0)
         request.block_table = pool.allocate(pool.blocks_for(len(token_ids)))
@@ -112,36 +141,106 @@ class Engine:
         finally:
             pool.free(request.block_table)
 
+    def embed(self, token_ids: Sequence[int], pooling: Pooling = "last") -> NDArray[np.float32]:
+        """The pooled hidden state after the last norm, of length 1: float32 [hidden_size]."""
+        job = self.embedding_job(token_ids, pooling)
+        vector = None
+        while vector is None:
+            vector = job.advance()
+        return vector
+
+    def embedding_job(self, token_ids: Sequence[int], pooling: Pooling) -> EmbeddingJob:
+        """An embedding to be computed between steps. Raises InvalidArgument, or Unsupported."""
+        if self._hidden_states is None:
+            raise Unsupported("this engine computes no embeddings")
+        check_text(token_ids, "an embedding", vocab_size=self.vocab_size, max_model_len=self.max_model_len)
+        return EmbeddingJob(self._hidden_states, self.scheduler, token_ids, pooling)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what the blocks of finished requests hold."""
+        self.scheduler.pool.reset()
+
+    def stats(self) -> EngineStats:
+        """How things are, and what was done since the engine was made."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=pool.num_blocks,
+            num_free_blocks=pool.num_free,
+            num_cached_blocks=pool.num_cached,
+            block_size=pool.block_size,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            preemptions=scheduler.num_preemptions,
+            steps=self._steps,
+            step_seconds=self._step_seconds,
+            requests_finished=dict(self._finished),
+        )
+
     def close(self) -> None:
-        """Abort what is running and free the sampler."""
-        for request_id in list(self._requests):
+        """Abort what is running and free what was compiled for sampling and for moving blocks."""
+        for request_id in list(self._samples):
             self.abort(request_id)
         self.sampler.close()
+        self.runner.close()
+        if self._hidden_states is not None:
+            self._hidden_states.close()
 
-    def _sample(self, schedule: Schedule) -> list[Sampled]:
-        if not schedule.parts:
-            return []
-        logits = self.runner.run(schedule)
-        ready = [p.request for p in schedule.parts if p.reaches_end]
-        return self.sampler.sample(logits, ready) if ready else []
+    # --- one step
 
-    def _update(self, schedule: Schedule, sampled: Sequence[Sampled]) -> list[RequestOutput]:
+    def _run(self, schedule: Schedule) -> list[RequestOutput]:
+        try:
+            self.runner.move_blocks(schedule)
+        except RuntimeFault as fault:
+            return [self._fail(part.request, fault) for part in schedule.parts]
+        try:
+            return self._update(schedule.parts, self._sample(schedule.parts))
+        except RuntimeFault as fault:
+            _raise_if_fatal(fault)
+            if len(schedule.parts) == 1:
+                return [self._fail(schedule.parts[0].request, fault)]
+        # One of them cannot be served: alone, each shows whether it is the one. What a failed step has written is
+        # written again.
         outputs = []
-        tokens = iter(sampled)
         for part in schedule.parts:
-            ready = part.reaches_end
-            part.request.num_computed_tokens += part.num_scheduled_tokens
-            if ready:
-                outputs.append(self._append(part.request, next(tokens)))
+            try:
+                sampled = self._sample([part])
+            except RuntimeFault as fault:
+                _raise_if_fatal(fault)
+                outputs.append(self._fail(part.request, fault))
+            else:
+                outputs += self._update([part], sampled)
         return outputs
 
+    def _sample(self, parts: Sequence[Scheduled]) -> list[Sampled]:
+        logits = self.runner.run(parts)
+        ready = [p.request for p in parts if p.reaches_end]
+        return self.sampler.sample(logits, ready) if ready else []
+
+    def _update(self, parts: Sequence[Scheduled], sampled: Sequence[Sampled]) -> list[RequestOutput]:
+        ready = [p.request for p in parts if p.reaches_end]
+        for part in parts:
+            self.scheduler.computed(part)
+        return [self._append(request, token) for request, token in zip(ready, sampled, strict=True)]
+
     def _append(self, request: Request, sampled: Sampled) -> RequestOutput:
+        if sampled.error is not None:
+            return self._fail(request, sampled.error)
         request.output_token_ids.append(sampled.token_id)
-        detokenizer = self._detokenizers[request.request_id]
+        self._generation_tokens += 1
+        if request.matcher is not None:
+            try:
+                request.matcher.advance(sampled.token_id)
+            except RuntimeFault as fault:
+                return self._fail(request, fault)
+        detokenizer = self._detokenizers[request]
         text = detokenizer.push(sampled.token_id)
         if detokenizer.finish_reason is not None:
-            self.scheduler.finish(request, detokenizer.finish_reason)
-            self._forget(request)
+            self._finish(request, detokenizer.finish_reason)
+        is_first = len(request.output_token_ids) == 1
         return RequestOutput(
             request.request_id,
             text,
@@ -149,15 +248,63 @@ class Engine:
             None if sampled.logprobs is None else (sampled.logprobs,),
             detokenizer.finish_reason,
             detokenizer.stop_reason,
+            request.index,
+            None,
+            request.num_prompt_tokens if is_first else 0,
+            request.num_cached_tokens if is_first else 0,
         )
 
-    def _forget(self, request: Request) -> None:
-        del self._requests[request.request_id]
-        del self._detokenizers[request.request_id]
+    def _account(self, schedule: Schedule, seconds: float) -> None:
+        prompt_tokens = num_decoding = 0
+        for part in schedule.parts:
+            n = part.request.num_prompt_tokens
+            if part.start < n:
+                prompt_tokens += min(n - part.start, part.num_scheduled_tokens)
+            if part.num_scheduled_tokens == 1:
+                num_decoding += 1
+        self._prompt_tokens += prompt_tokens
+        self._steps += 1
+        self._step_seconds += seconds
+        self.scheduler.pace.record(num_decoding, schedule.num_tokens - num_decoding, seconds)
 
-    def _check_token_ids(self, token_ids: Iterable[int], what: str) -> None:
-        for token_id in token_ids:
-            if not 0 <= token_id < self.vocab_size:
-                raise InvalidArgument(
-                    f"{what} holds token id {token_id}; the vocabulary has ids 0 .. {self.vocab_size - 1}"
-                )
+    # --- ends
+
+    def _expire(self) -> list[RequestOutput]:
+        outputs = []
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
+            _, _, samples = heapq.heappop(self._deadlines)
+            outputs += [self._end(r, "timeout") for r in samples if r.state is not RequestState.FINISHED]
+        return outputs
+
+    def _fail(self, request: Request, fault: RuntimeFault) -> RequestOutput:
+        request.error = fault
+        return self._end(request, "error")
+
+    def _end(self, request: Request, reason: FinishReason) -> RequestOutput:
+        """End an unfinished request for a reason that is not in its text."""
+        text = self._detokenizers[request].flush()
+        self._finish(request, reason)
+        error = None if request.error is None else str(request.error)
+        return RequestOutput(request.request_id, text, (), finish_reason=reason, index=request.index, error=error)
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        assert request.state is not RequestState.FINISHED
+        self.scheduler.finish(request, reason)
+        self._finished[reason] += 1
+        del self._detokenizers[request]
+        samples = self._samples[request.request_id]
+        samples.remove(request)
+        if not samples:
+            del self._samples[request.request_id]
+
+    def _matcher(self, structured: StructuredOutput | None) -> TokenMatcher | None:
+        if structured is None:
+            return None
+        if self._make_matcher is None:
+            raise Unsupported(f"output of the kind {structured.kind} was asked for, and nothing here follows grammars")
+        return self._make_matcher(structured)
+
+
+def _raise_if_fatal(fault: RuntimeFault) -> None:
+    if fault.scope in ("device", "process"):
+        raise fault

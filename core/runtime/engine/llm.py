@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from runtime.engine.config import EngineConfig, Fallback
+from runtime.engine.batch import Job, raise_error, run_jobs
+from runtime.engine.config import EngineConfig, Fallback, SchedulingPolicy
+from runtime.engine.embedding import Pooling
 from runtime.engine.loading import Loaded, Progress, load
-from runtime.engine.request import Completion, PositionLogprobs, Request, RequestOutput
+from runtime.engine.request import Completion, Request, RequestOutput
 from runtime.engine.sampling_params import SamplingParams
 from runtime.errors import InvalidArgument
 from runtime.tokenizer import Tokenizer
@@ -49,6 +51,11 @@ class LLM:
         place: str | None = None,
         max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
+        enable_prefix_caching: bool = True,
+        scheduling_policy: SchedulingPolicy = "fcfs",
+        num_kv_blocks: int | None = None,
+        swap_bytes: int = 0,
+        long_prefill_token_threshold: int | None = None,
         check_tensors: bool = False,
         chat_template: str | None = None,
         device_options: Mapping[str, str] | None = None,
@@ -64,6 +71,11 @@ class LLM:
             place=place,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
+            scheduling_policy=scheduling_policy,
+            num_kv_blocks=num_kv_blocks,
+            swap_bytes=swap_bytes,
+            long_prefill_token_threshold=long_prefill_token_threshold,
             check_tensors=check_tensors,
             chat_template=chat_template,
             device_options=device_options or {},
@@ -107,18 +119,31 @@ class LLM:
         return self._loaded
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priorities: Sequence[int] | None = None,
     ) -> Completion | list[Completion]:
-        """Complete a prompt (text or token ids), or each of a list of prompts in one batch.
+        """Complete a prompt (text or token ids), or a list of prompts in one batch.
 
-        One prompt gives one `Completion`; a list gives a list in the same order.
+        One prompt gives one `Completion` and raises whatever goes wrong. A list gives a list in the same order;
+        `params` is then one for all or a list, and a prompt that cannot be served fails alone: its completion has the
+        finish_reason "error" and says why in `error`.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[assignment,list-item]
-        completions = self._complete([self._encode(p) for p in batch], params or self.default_sampling_params)
-        for i, prompt in enumerate(batch):
-            if isinstance(prompt, str):
-                completions[i] = _with_prompt(completions[i], prompt)
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or self.default_sampling_params] * len(batch)
+        ranks = [0] * len(batch) if priorities is None else priorities
+        if not len(batch) == len(params) == len(ranks):
+            raise InvalidArgument(
+                f"{len(batch)} prompts, {len(params)} params and {len(ranks)} priorities; there must be one of each"
+            )
+        jobs = [
+            Job(self._encode(p), q, rank, p if isinstance(p, str) else None) for p, q, rank in zip(batch, params, ranks)
+        ]
+        completions = run_jobs(self._engine, jobs, self.config.max_queued_requests, raise_errors=single)
         return completions[0] if single else completions
 
     def chat(
@@ -131,8 +156,9 @@ class LLM:
     ) -> Completion:
         """Answer a conversation through the model's own chat template."""
         prompt = self.render_chat(messages, tools=tools, **template_arguments)
-        (completion,) = self._complete([self.tokenizer.encode_chat(prompt)], params or self.default_sampling_params)
-        return _with_prompt(completion, prompt)
+        job = Job(self.tokenizer.encode_chat(prompt), params or self.default_sampling_params, 0, prompt)
+        (completion,) = run_jobs(self._engine, [job], 1, raise_errors=True)
+        return completion
 
     def stream(
         self,
@@ -144,15 +170,15 @@ class LLM:
     ) -> Generator[RequestOutput, None, None]:
         """Yield what each step adds. `prompt` is text, token ids, or the messages of a conversation.
 
-        Closing the iterator (leaving the loop) aborts the request.
+        Closing the iterator (leaving the loop) aborts the request. Raises what makes the request fail.
         """
         if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
             rendered = self.render_chat(prompt, tools=tools, **template_arguments)  # type: ignore[arg-type]
             token_ids = self.tokenizer.encode_chat(rendered)
         else:
             token_ids = self._encode(prompt)  # type: ignore[arg-type]
-        request = self._engine.add_request(token_ids, params or self.default_sampling_params)
-        return self._stream(request)
+        samples = self._engine.add_request(token_ids, params or self.default_sampling_params)
+        return self._stream(samples)
 
     def render_chat(
         self,
@@ -167,6 +193,15 @@ class LLM:
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position: float32 [len(token_ids), vocab_size]."""
         return self._engine.logits(token_ids)
+
+    def embed(self, texts: Prompt | Sequence[Prompt], pooling: Pooling = "last") -> NDArray[np.float32]:
+        """Hidden states after the last norm, pooled and of length 1: float32 [hidden_size], or [len(texts), ...]."""
+        import numpy as np
+
+        single = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], int))
+        batch: Sequence[Prompt] = [texts] if single else texts  # type: ignore[assignment,list-item]
+        rows = np.stack([self._engine.embed(self._encode(text), pooling) for text in batch])
+        return rows[0] if single else rows  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Abort what runs and free devices and files; closing twice is harmless."""
@@ -183,57 +218,13 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def _complete(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        requests: list[Request] = []
+    def _stream(self, samples: Sequence[Request]) -> Generator[RequestOutput, None, None]:
+        request_id = samples[0].request_id
         try:
-            for token_ids in prompts:
-                requests.append(self._engine.add_request(token_ids, params))
-        except InvalidArgument:
-            for request in requests:
-                self._engine.abort(request.request_id)
-            raise
-        collected: dict[str, list[RequestOutput]] = {r.request_id: [] for r in requests}
-        self._drive(lambda output: collected[output.request_id].append(output), requests)
-        return [_completion(r, collected[r.request_id]) for r in requests]
-
-    def _drive(self, receive: Callable[[RequestOutput], None], requests: Sequence[Request]) -> None:
-        try:
-            while self._engine.has_work:
+            while any(r.finish_reason is None for r in samples):
                 for output in self._engine.step():
-                    receive(output)
-        except BaseException:  # whatever stops the loop (Ctrl-C included), no request may keep its blocks
-            for request in requests:
-                self._engine.abort(request.request_id)
-            raise
-
-    def _stream(self, request: Request) -> Generator[RequestOutput, None, None]:
-        try:
-            while request.finish_reason is None:
-                for output in self._engine.step():
-                    if output.request_id == request.request_id:
+                    if output.request_id == request_id:
+                        raise_error(samples[output.index])
                         yield output
         finally:
-            self._engine.abort(request.request_id)
-
-
-def _with_prompt(completion: Completion, prompt: str) -> Completion:
-    from dataclasses import replace
-
-    return replace(completion, prompt=prompt)
-
-
-def _completion(request: Request, outputs: Sequence[RequestOutput]) -> Completion:
-    assert request.finish_reason is not None
-    logprobs: tuple[PositionLogprobs, ...] | None = None
-    if request.params.logprobs is not None:
-        logprobs = tuple(p for o in outputs for p in o.logprobs or ())
-    return Completion(
-        prompt=None,
-        prompt_token_ids=tuple(request.prompt_token_ids),
-        text="".join(o.text for o in outputs),
-        token_ids=tuple(request.output_token_ids),
-        finish_reason=request.finish_reason,
-        stop_reason=outputs[-1].stop_reason,
-        logprobs=logprobs,
-        seed=request.seed,
-    )
+            self._engine.abort(request_id)

@@ -8,11 +8,15 @@ from typing import Any
 
 from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
 from runtime.dtypes import FORMATS
+from runtime.engine.block_mover import BlockMover
 from runtime.engine.blocks import BlockPool
 from runtime.engine.config import EngineConfig
 from runtime.engine.context import ContextPlan, fit_context
+from runtime.engine.embedding import HiddenStates
 from runtime.engine.engine import Engine
 from runtime.engine.files import OpenedModel, open_for_engine
+from runtime.engine.pace import Pace
+from runtime.engine.policy import make_policy
 from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampler
 from runtime.engine.scheduler import Scheduler
@@ -60,8 +64,7 @@ class Loaded:
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **arguments: Any
     ) -> str:
         """The conversation as text, by the configured template or the model's own."""
-        template = self.tokenizer.chat_template(tools=tools, source=self.config.chat_template)
-        return template.render(list(messages), tools=tools, **arguments)
+        return render_chat(self.tokenizer, self.config.chat_template, messages, tools=tools, **arguments)
 
     def to_json(self) -> dict[str, Any]:
         """What was decided, as plain data, for `runtime run --json`."""
@@ -86,9 +89,21 @@ class Loaded:
         self.model.file.close()
 
 
-def load(config: EngineConfig, progress: Progress | None = None) -> Loaded:
-    """Load the model that `config` names; see `EngineConfig` for what can be asked."""
-    model = open_for_engine(config.model)
+def render_chat(
+    tokenizer: Tokenizer,
+    source: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Any] | None = None,
+    **arguments: Any,
+) -> str:
+    """The conversation as text, by the template `source` or the model's own."""
+    return tokenizer.chat_template(tools=tools, source=source).render(list(messages), tools=tools, **arguments)
+
+
+def load(config: EngineConfig, progress: Progress | None = None, model: OpenedModel | None = None) -> Loaded:
+    """Load the model that `config` names; see `EngineConfig` for what can be asked. `model`: it is open already."""
+    model = model or open_for_engine(config.model)
     opened: list[Device] = []
     try:
         if config.check_tensors:
@@ -125,16 +140,23 @@ def plan_model(
         free_bytes=None if beside_weights is None else max(beside_weights, 0),
         block_size=block_size,
         max_num_seqs=config.max_num_seqs,
+        num_kv_blocks=config.num_kv_blocks,
     )
-    graph = build_graph(
-        model.spec,
+    graph = step_graph(model.spec, config, context, kv_format)
+    return plan_graph(graph, config, manifests, {"B": context.num_blocks}), context, kv_format
+
+
+def step_graph(spec: ModelSpec, config: EngineConfig, context: ContextPlan, kv_format: str, **output: Any) -> Graph:
+    """The graph of a step within the limits of `config` and `context`; `output` as for `build_graph`."""
+    return build_graph(
+        spec,
         max_num_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
         max_model_len=context.max_model_len,
-        block_size=block_size,
+        block_size=context.block_size,
         kv_format=kv_format,
+        **output,
     )
-    return plan_graph(graph, config, manifests, {"B": context.num_blocks}), context, kv_format
 
 
 def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
@@ -176,21 +198,48 @@ def _assemble(
         token_text=lambda token_id: _token_text(model.tokenizer, token_id),
         make_executor=lambda graph: Executor(plan_graph(graph, config, manifests), devices),
     )
+    state_dims = {"B": context.num_blocks}
+
+    def planned(graph: Graph, where: Sequence[tuple[str, str]]) -> Plan:
+        return make_plan(graph, manifests, host=HOST, fallback=config.fallback, overrides=where, state_dims=state_dims)
+
+    def make_hidden_states() -> Executor:
+        rows = config.max_num_batched_tokens
+        graph = step_graph(model.spec, config, context, kv_format, output="hidden", max_num_logits=rows)
+        plan = plan_graph(graph, config, manifests, state_dims)
+        return Executor(plan, devices, weights, state_dims=state_dims, shared=executor)
+
+    mover = BlockMover(executor, planned, devices, state_dims)
     engine = Engine(
-        runner=Runner(executor, context.block_size),
+        runner=Runner(executor, context.block_size, mover),
         sampler=sampler,
-        scheduler=Scheduler(
-            BlockPool(context.num_blocks, context.block_size),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-        ),
+        scheduler=make_scheduler(config, context, mover),
         tokenizer=model.tokenizer,
         vocab_size=vocab_size,
         max_model_len=context.max_model_len,
+        hidden_states=HiddenStates(make_hidden_states, context.block_size),
     )
     loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine)
     loaded.status = status_lines(loaded)
     return loaded
+
+
+def make_scheduler(config: EngineConfig, context: ContextPlan, mover: BlockMover) -> Scheduler:
+    """The scheduler that `config` asks for. Raises Unsupported where blocks shall be moved and cannot."""
+    if config.swap_bytes and not mover.can_move:
+        raise Unsupported(
+            f"swap_bytes = {config.swap_bytes}: the device cannot move blocks of its KV cache",
+            remedy="leave it at 0; preempted requests are then computed again",
+        )
+    return Scheduler(
+        BlockPool(context.num_blocks, context.block_size),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        policy=make_policy(config.scheduling_policy),
+        pace=Pace(config.long_prefill_token_threshold),
+        enable_prefix_caching=config.enable_prefix_caching,
+        num_swap_blocks=config.swap_bytes // mover.block_bytes if config.swap_bytes else 0,
+    )
 
 
 def _token_text(tokenizer: Tokenizer, token_id: int) -> str:

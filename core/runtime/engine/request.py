@@ -1,7 +1,10 @@
 """One generation job: its state, its tokens, and what the caller gets back.
 
-WAITING ──> RUNNING ──> FINISHED (stop | length | aborted | error)
-   └────────────────────────^
+            ┌──────────────┐
+            v              │
+WAITING ──> RUNNING ──> PREEMPTED        RUNNING holds blocks; WAITING and PREEMPTED hold none
+   │           │           │
+   └───────────┴───────────┴──> FINISHED (stop | length | aborted | error | timeout)
 """
 
 from __future__ import annotations
@@ -10,11 +13,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from runtime.engine.sampling_params import SamplingParams
+from runtime.engine.structured import TokenMatcher
+from runtime.errors import RuntimeFault
 
-FinishReason = Literal["stop", "length", "aborted", "error"]
+FinishReason = Literal["stop", "length", "aborted", "error", "timeout"]
+FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "aborted", "error", "timeout")
 
 
 class RequestState(Enum):
@@ -22,12 +28,14 @@ class RequestState(Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    PREEMPTED = "preempted"
     FINISHED = "finished"
 
 
 _TRANSITIONS = {
     RequestState.WAITING: (RequestState.RUNNING, RequestState.FINISHED),
-    RequestState.RUNNING: (RequestState.FINISHED,),
+    RequestState.RUNNING: (RequestState.PREEMPTED, RequestState.FINISHED),
+    RequestState.PREEMPTED: (RequestState.RUNNING, RequestState.FINISHED),
     RequestState.FINISHED: (),
 }
 
@@ -52,7 +60,13 @@ class PositionLogprobs:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """What one step added to a request: `text` and `token_ids` are the new part only."""
+    """What one step added to a request: `text` and `token_ids` are the new part only.
+
+    index              which of the `n` samples of the prompt
+    error              with finish_reason "error": what went wrong
+    num_prompt_tokens  tokens of the prompt
+    num_cached_tokens  of those, tokens whose keys and values were found in the prefix cache
+    """
 
     request_id: str
     text: str
@@ -60,6 +74,10 @@ class RequestOutput:
     logprobs: tuple[PositionLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    index: int = 0
+    error: str | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,10 @@ class Completion:
 
     `token_ids` holds every generated token, an end-of-generation token included; `text` leaves special tokens and the
     stop string out. `seed` reproduces it.
+
+    num_cached_tokens  tokens of the prompt that were found in the prefix cache
+    error              with finish_reason "error": what went wrong
+    others             with `n` > 1: samples 1 .. n - 1 of the same prompt
     """
 
     prompt: str | None
@@ -78,26 +100,58 @@ class Completion:
     stop_reason: str | int | None
     logprobs: tuple[PositionLogprobs, ...] | None
     seed: int
+    num_cached_tokens: int = 0
+    error: str | None = None
+    others: tuple[Completion, ...] = ()
 
 
 @dataclass(eq=False)
 class Request:
-    """A request inside the engine. It has no phase: `num_computed_tokens` catches up with `num_tokens`."""
+    """A request inside the engine. It has no phase: `num_computed_tokens` catches up with `num_tokens`.
+
+    A prompt that is sampled n times becomes n requests: sample 0 leads, the others take its blocks over when it has
+    computed the prompt.
+    """
 
     request_id: str
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     max_tokens: int
     """Most tokens to generate, already limited by the context."""
+    index: int = 0
+    priority: int = 0
+    """Smaller runs first, where the policy is "priority"."""
+    tenant: str = ""
+    """Who asks: prefixes are shared within a tenant only, and the policy "fair" shares tokens among tenants."""
+    deadline: float | None = None
+    """When the request times out, on the clock of `time.monotonic`."""
+    leader: Request | None = None
+    """Sample 0 of the same prompt, for the others."""
+    matcher: TokenMatcher | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Of the full blocks of tokens, as far as they were needed."""
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
+    error: RuntimeFault | None = None
     seed: int = 0
+    arrival: int = -1
+    """Number in the order of arrival, given by the scheduler."""
+    num_overtaken: int = 0
+    """Later requests that were admitted first."""
+    num_preemptions: int = 0
+    num_swapped_blocks: int = 0
+    """While preempted: blocks whose content lies in the host's memory."""
+    swapped: Any = None
+    """That content, as the runner wrote it."""
+    block_array: Any = None
+    """`block_table` as the runner last wrote it."""
 
     def __post_init__(self) -> None:
-        self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed
+        self.seed = secrets.randbits(63) if self.params.seed is None else (self.params.seed + self.index) % 2**64
 
     @property
     def num_prompt_tokens(self) -> int:

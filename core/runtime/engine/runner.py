@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from runtime.engine.block_mover import BlockMover
+from runtime.engine.request import Request
 from runtime.engine.scheduler import Schedule, Scheduled
 from runtime.executor import Executor
 
@@ -14,52 +16,106 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """Binds the inputs of a step (see `Graph`) and submits it."""
+    """Binds the inputs of a step (see `build_graph`) and submits it.
 
-    def __init__(self, executor: Executor, block_size: int) -> None:
+    mover  copies and moves KV blocks; without one, schedules must not ask for it
+    """
+
+    def __init__(self, executor: Executor, block_size: int, mover: BlockMover | None = None) -> None:
         self._executor = executor
         self.block_size = block_size
+        self._mover = mover
 
-    def run(self, schedule: Schedule) -> NDArray[np.float32]:
-        """Logits [number of parts that reach the end of their request, vocab_size], in the schedule's order."""
+    @property
+    def can_copy_blocks(self) -> bool:
+        """Whether schedules may ask for copies of blocks."""
+        return self._mover is not None and self._mover.can_copy
+
+    def move_blocks(self, schedule: Schedule) -> None:
+        """What must happen to blocks before the parts of `schedule` are computed."""
+        for moved in schedule.swap_out:
+            assert self._mover is not None
+            moved.request.swapped = self._mover.export(moved.block_ids)
+        for moved in schedule.swap_in:
+            assert self._mover is not None
+            self._mover.restore(moved.block_ids, moved.request.swapped)
+            moved.request.swapped = None
+        if schedule.block_copies:
+            assert self._mover is not None
+            self._mover.copy(schedule.block_copies)
+
+    def run(self, parts: Sequence[Scheduled]) -> NDArray[np.float32]:
+        """Logits [number of parts that reach the end of their request, vocab_size], in the order of `parts`."""
         rows, last = [], -1
-        for part in schedule.parts:
+        for part in parts:
             last += part.num_scheduled_tokens
             if part.reaches_end:
                 rows.append(last)
         # A step made only of unfinished prompts wants no logits; the graph needs at least one row.
-        logits = self.forward(schedule.parts, rows or [last])
+        logits = self.forward(parts, rows or [last])
         return logits[: len(rows)]
 
     def forward(self, parts: Sequence[Scheduled], rows: Sequence[int]) -> NDArray[np.float32]:
         """Compute `parts` and return the logits of the given rows of the step, float32 [len(rows), vocab_size]."""
-        import numpy as np
-
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        starts = [0]
-        width = max(len(p.request.block_table) for p in parts)
-        table = np.zeros((len(parts), width), np.int32)
-        for i, part in enumerate(parts):
-            stop = part.start + part.num_scheduled_tokens
-            blocks = part.request.block_table
-            table[i, : len(blocks)] = blocks
-            token_ids += part.request.token_ids_at(part.start, stop)
-            positions += range(part.start, stop)
-            slots += [
-                blocks[p // self.block_size] * self.block_size + p % self.block_size for p in range(part.start, stop)
-            ]
-            starts.append(len(token_ids))
-        inputs: dict[str, Any] = {
-            "token_ids": np.array(token_ids, np.int32),
-            "positions": np.array(positions, np.int32),
-            "query_start_loc": np.array(starts, np.int32),
-            "seq_lens": np.array([p.start + p.num_scheduled_tokens for p in parts], np.int32),
-            "block_table": table,
-            "slot_mapping": np.array(slots, np.int32),
-            "logits_rows": np.array(rows, np.int32),
-        }
-        dims = {"T": len(token_ids), "S": len(parts), "Q": len(parts) + 1, "P": width, "R": len(rows)}
+        inputs, dims = step_inputs(parts, rows, self.block_size)
         logits: NDArray[np.float32] = self._executor.run(inputs, dims)["logits"]
         return logits
+
+    def close(self) -> None:
+        """Free what was compiled for moving blocks."""
+        if self._mover is not None:
+            self._mover.close()
+
+
+def step_inputs(
+    parts: Sequence[Scheduled], rows: Sequence[int], block_size: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """The inputs of a step and the sizes of its dimensions."""
+    import numpy as np
+
+    num_seqs, num_tokens = len(parts), sum(p.num_scheduled_tokens for p in parts)
+    tables = [_block_array(p.request) for p in parts]
+    width = max(map(len, tables))
+    block_table = np.zeros((num_seqs, width), np.int32)
+    token_ids, positions, slots = (np.empty(num_tokens, np.int32) for _ in range(3))
+    starts, seq_lens = np.zeros(num_seqs + 1, np.int32), np.empty(num_seqs, np.int32)
+    row = 0
+    for i, part in enumerate(parts):
+        request, start, count, table = part.request, part.start, part.num_scheduled_tokens, tables[i]
+        block_table[i, : len(table)] = table
+        if count == 1:
+            token_ids[row] = _token_id_at(request, start)
+            positions[row] = start
+            slots[row] = request.block_table[start // block_size] * block_size + start % block_size
+        else:
+            here = np.arange(start, start + count, dtype=np.int32)
+            token_ids[row : row + count] = request.token_ids_at(start, start + count)
+            positions[row : row + count] = here
+            slots[row : row + count] = table[here // block_size] * block_size + here % block_size
+        row += count
+        starts[i + 1], seq_lens[i] = row, start + count
+    inputs: dict[str, NDArray[Any]] = {
+        "token_ids": token_ids,
+        "positions": positions,
+        "query_start_loc": starts,
+        "seq_lens": seq_lens,
+        "block_table": block_table,
+        "slot_mapping": slots,
+        "logits_rows": np.array(rows, np.int32),
+    }
+    return inputs, {"T": num_tokens, "S": num_seqs, "Q": num_seqs + 1, "P": width, "R": len(rows)}
+
+
+def _token_id_at(request: Request, position: int) -> int:
+    n = len(request.prompt_token_ids)
+    return request.output_token_ids[position - n] if position >= n else request.prompt_token_ids[position]
+
+
+def _block_array(request: Request) -> NDArray[np.int32]:
+    """The block table as an array, made again only when it has grown."""
+    array: NDArray[np.int32] | None = request.block_array
+    if array is None or len(array) != len(request.block_table):
+        import numpy as np
+
+        array = request.block_array = np.array(request.block_table, np.int32)
+    return array

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from runtime.engine.random import uniform
 from runtime.engine.request import PositionLogprobs, Request, TokenLogprob
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampled:
-    """The token chosen for one row."""
+    """The token chosen for one row; where there is an `error`, there is no token."""
 
     token_id: int
     logprobs: PositionLogprobs | None = None
+    error: NumericFault | None = None
 
 
 class Sampler:
@@ -53,11 +54,11 @@ class Sampler:
         self._executors: dict[SamplingVariant, Executor] = {}
 
     def sample(self, logits: NDArray[np.float32], requests: Sequence[Request]) -> list[Sampled]:
-        """Choose one token per row of `logits` [len(requests), vocab_size]."""
+        """Choose one token per row of `logits` [len(requests), vocab_size]; a row that fails does so alone."""
         import numpy as np
 
-        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]:
-            _refuse_logits(requests[int(row)], "the model's logits hold NaN or infinity")
+        finite = np.isfinite(logits).all(axis=1)
+        logits[~finite] = 0
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
@@ -71,15 +72,7 @@ class Sampler:
         if variant.random:
             inputs |= _row_inputs(requests)
         outputs = self._executor(variant).run(inputs, dims)
-        ids = [int(t) for t in outputs["token_ids"]]
-        for row in [i for i, token_id in enumerate(ids) if token_id < 0][:1]:
-            _refuse_logits(requests[row], "penalties and biases leave no token to choose")
-        return [
-            Sampled(
-                ids[i], self._logprobs(outputs, i, ids[i], r.params.logprobs) if r.params.logprobs is not None else None
-            )
-            for i, r in enumerate(requests)
-        ]
+        return [self._sampled(outputs, i, r, bool(finite[i])) for i, r in enumerate(requests)]
 
     def close(self) -> None:
         """Free the compiled graphs."""
@@ -94,6 +87,15 @@ class Sampler:
             )
             self._executors[variant] = self._make_executor(graph)
         return self._executors[variant]
+
+    def _sampled(self, outputs: Mapping[str, NDArray[Any]], row: int, request: Request, is_finite: bool) -> Sampled:
+        token_id = int(outputs["token_ids"][row])
+        if not is_finite:
+            return Sampled(-1, error=_fault(request, "the model's logits hold NaN or infinity"))
+        if token_id < 0:
+            return Sampled(-1, error=_fault(request, "penalties and biases leave no token to choose"))
+        count = request.params.logprobs
+        return Sampled(token_id, None if count is None else self._logprobs(outputs, row, token_id, count))
 
     def _bans(self, request: Request) -> frozenset[int]:
         params = request.params
@@ -113,8 +115,8 @@ class Sampler:
         return PositionLogprobs(describe(chosen), tuple(describe(int(t)) for t in top))
 
 
-def _refuse_logits(request: Request, what: str) -> NoReturn:
-    raise NumericFault(
+def _fault(request: Request, what: str) -> NumericFault:
+    return NumericFault(
         f"request {request.request_id}: {what} after {request.num_tokens} tokens",
         remedy="check logit_bias; check the weights with --check-tensors and the device with runtime doctor",
     )
@@ -122,7 +124,9 @@ def _refuse_logits(request: Request, what: str) -> NoReturn:
 
 def _has_penalties(request: Request) -> bool:
     p = request.params
-    return bool(p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty or p.logit_bias)
+    return bool(
+        p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty or p.logit_bias or request.matcher
+    )
 
 
 def _row_inputs(requests: Sequence[Request]) -> dict[str, NDArray[Any]]:
@@ -145,17 +149,18 @@ def _penalty_inputs(
 
     counts = [Counter(r.output_token_ids) for r in requests]
     histories = [sorted(set(r.prompt_token_ids) | set(c)) for r, c in zip(requests, counts)]
-    biases = [dict(r.params.logit_bias) | dict.fromkeys(ban, -np.inf) for r, ban in zip(requests, bans)]
+    biases = [_biases(r, ban) for r, ban in zip(requests, bans)]
     dims["H"] = max(1, *map(len, histories))
-    dims["X"] = max(1, *map(len, biases))
+    dims["X"] = max(1, *(len(ids) for ids, _ in biases))
     n = len(requests)
     history_ids, output_counts = np.full((n, dims["H"]), -1, np.int32), np.zeros((n, dims["H"]), np.int32)
     bias_ids, bias_values = np.full((n, dims["X"]), -1, np.int32), np.zeros((n, dims["X"]), np.float32)
     for i in range(n):
         history_ids[i, : len(histories[i])] = histories[i]
         output_counts[i, : len(histories[i])] = [counts[i][t] for t in histories[i]]
-        bias_ids[i, : len(biases[i])] = list(biases[i])
-        bias_values[i, : len(biases[i])] = list(biases[i].values())
+        ids, values = biases[i]
+        bias_ids[i, : len(ids)] = ids
+        bias_values[i, : len(ids)] = values
     inputs = {
         "history_ids": history_ids,
         "output_counts": output_counts,
@@ -165,3 +170,19 @@ def _penalty_inputs(
     for name in PENALTY_INPUTS:
         inputs[name] = np.array([getattr(r.params, f"{name}_penalty") for r in requests], np.float32)
     return inputs
+
+
+def _biases(request: Request, ban: frozenset[int]) -> tuple[Sequence[int] | NDArray[Any], Any]:
+    """Token ids and what is added to their logits: -inf for those that the request's grammar excludes now."""
+    import numpy as np
+
+    addends = dict(request.params.logit_bias) | dict.fromkeys(ban, -np.inf)
+    if request.matcher is None:
+        return list(addends), list(addends.values())
+    allowed = request.matcher.mask().copy()
+    allowed[[t for t in addends if t < len(allowed) and addends[t] == -np.inf]] = False
+    banned = np.flatnonzero(~allowed)
+    others = [t for t in addends if t < len(allowed) and allowed[t]]
+    ids = np.concatenate([banned, np.array(others, banned.dtype)])
+    values = np.concatenate([np.full(len(banned), -np.inf), [addends[t] for t in others]])
+    return ids, values

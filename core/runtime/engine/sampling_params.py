@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InvalidArgument
 
+if TYPE_CHECKING:
+    from runtime.engine.structured import StructuredOutput
+
 MAX_LOGPROBS = 20
 """Most alternatives per token that `logprobs` may ask for (as in the OpenAI interface)."""
+MAX_SAMPLES = 128
+"""Most samples of one prompt that `n` may ask for."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class SamplingParams:
     ignore_eos           go on after an end-of-generation token
     logprobs             None, or how many alternatives to report beside each chosen token (0: the chosen one only)
     skip_special_tokens  leave special tokens out of the text
+    n                    samples of the prompt, which is computed once; sample i is drawn with seed + i
+    structured           what the output must match: a JSON schema, a regular expression, a grammar
 
     Filters apply in the order temperature, top_k, top_p, min_p, typical_p. Log-probabilities are those of the model,
     before temperature, filters and penalties.
@@ -56,6 +63,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    n: int = 1
+    structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
@@ -68,6 +77,8 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < low):
                 raise InvalidArgument(f"{name} = {value!r}: it must be None or an integer from {low}")
+        if not isinstance(self.n, int) or not 1 <= self.n <= MAX_SAMPLES:
+            raise InvalidArgument(f"n = {self.n!r}: it must be an integer in 1 .. {MAX_SAMPLES}")
         if self.logprobs is not None and self.logprobs > MAX_LOGPROBS:
             raise InvalidArgument(f"logprobs = {self.logprobs}: at most {MAX_LOGPROBS} alternatives can be reported")
         if any(not isinstance(s, str) or not s for s in self.stop):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left
 from dataclasses import dataclass
 
-from runtime.engine.blocks import BlockPool
+from runtime.engine.blocks import BlockPool, chained_hash, root_hash
+from runtime.engine.pace import Pace
+from runtime.engine.policy import FirstCome
 from runtime.engine.request import FinishReason, Request, RequestState
 
 
@@ -24,10 +26,24 @@ class Scheduled:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Blocks of a request on their way to the host's memory or back."""
+
+    request: Request
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """The parts of one step, in the order of their rows."""
+    """One step: first blocks are moved out, then in, then copied, then the parts are computed, in this order of rows.
+
+    block_copies  (source, target) block ids
+    """
 
     parts: tuple[Scheduled, ...]
+    swap_out: tuple[Moved, ...] = ()
+    swap_in: tuple[Moved, ...] = ()
+    block_copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -36,18 +52,49 @@ class Schedule:
 
 
 class Scheduler:
-    """First come, first served, with prompts cut into chunks.
+    """Shares steps among requests, and blocks of the KV cache.
 
-    A request is admitted when blocks for its longest possible length are free, so that none can run out half way.
-    Decoding requests come first in a step; what is left of `max_num_batched_tokens` goes to prompts.
+    A step computes one token of every request that decodes; what `max_num_batched_tokens` and `pace` leave goes to
+    prompts, which are cut into chunks. A request is admitted when there are blocks for all tokens that it has, less
+    those that others have computed already; while it decodes it takes one more block at a time. When there is none,
+    the last request by the policy is preempted: it gives its blocks back and goes on later from its tokens.
+
+    can_copy_blocks  the further samples of a prompt copy its last block instead of computing part of it again
+    num_swap_blocks  blocks of preempted requests that the host's memory can take
     """
 
-    def __init__(self, pool: BlockPool, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        *,
+        policy: FirstCome | None = None,
+        pace: Pace | None = None,
+        enable_prefix_caching: bool = False,
+        can_copy_blocks: bool = False,
+        num_swap_blocks: int = 0,
+    ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Request] = deque()
+        self.policy = policy or FirstCome()
+        self.pace = pace or Pace(threshold=0)
+        self.enable_prefix_caching = enable_prefix_caching
+        self.can_copy_blocks = can_copy_blocks
+        self.num_free_swap_blocks = num_swap_blocks
+        self.waiting: list[Request] = []
+        """In the order of arrival, preempted requests among them."""
         self.running: list[Request] = []
+        """Best first: blocks are taken from the end."""
+        self.num_preemptions = 0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+        self._num_arrived = 0
+        self._computing: dict[bytes, Request] = {}
+        self._swap_out: list[Moved] = []
+        self._swap_in: list[Moved] = []
+        self._copies: list[tuple[int, int]] = []
 
     @property
     def has_work(self) -> bool:
@@ -56,40 +103,188 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request."""
+        request.arrival = self._num_arrived
+        self._num_arrived += 1
+        self.policy.arrived(request)
         self.waiting.append(request)
 
     def schedule(self) -> Schedule:
-        """Admit what fits and share the step's tokens out."""
-        self._admit()
-        budget = self.max_num_batched_tokens
-        parts = []
-        for request in sorted(self.running, key=lambda r: r.num_tokens - r.num_computed_tokens > 1):
-            count = min(request.num_tokens - request.num_computed_tokens, budget)
-            if count == 0:
-                break
-            parts.append(Scheduled(request, request.num_computed_tokens, count))
-            budget -= count
-        return Schedule(tuple(parts))
+        """Find blocks for those that decode, share the step's tokens out, and admit what fits."""
+        self._grow_tables()
+        parts, prompts = [], []
+        for request in self.running:
+            if request.num_tokens - request.num_computed_tokens == 1:
+                parts.append(Scheduled(request, request.num_computed_tokens, 1))
+            else:
+                prompts.append(request)
+        budget = self.max_num_batched_tokens - len(parts)
+        arriving = min(len(self.waiting), self.max_num_seqs - len(self.running))
+        limit = self.pace.limit(len(parts), len(prompts) + arriving) if prompts or arriving else None
+        if limit is not None:
+            budget = min(budget, limit)
+        for request in prompts:
+            budget -= self._take_chunk(request, budget, parts)
+        if budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
+            self._admit(budget, parts)
+        for part in parts:
+            self.policy.computes(part.request, part.num_scheduled_tokens)
+        schedule = Schedule(tuple(parts), tuple(self._swap_out), tuple(self._swap_in), tuple(self._copies))
+        self._swap_out, self._swap_in, self._copies = [], [], []
+        return schedule
+
+    def computed(self, part: Scheduled) -> None:
+        """A step has computed `part`: its full blocks can be found by others from now on."""
+        request, block_size = part.request, self.pool.block_size
+        before = request.num_computed_tokens // block_size
+        request.num_computed_tokens += part.num_scheduled_tokens
+        after = request.num_computed_tokens // block_size
+        if after > before and self.enable_prefix_caching:
+            self._extend_hashes(request, after)
+            for i in range(before, after):
+                name = request.block_hashes[i]
+                self.pool.register(request.block_table[i], name)
+                if self._computing.get(name) is request:
+                    del self._computing[name]
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in whatever state it is and take its blocks back; finishing twice is harmless."""
         if request.state is RequestState.FINISHED:
             return
-        if request.state is RequestState.WAITING:
-            self.waiting.remove(request)
-        else:
+        if request.state is RequestState.RUNNING:
             self.running.remove(request)
+        else:
+            del self.waiting[bisect_left(self.waiting, request.arrival, key=lambda r: r.arrival)]
         request.move_to(RequestState.FINISHED)
         request.finish_reason = reason
-        self.pool.free(request.block_table)
+        self.num_free_swap_blocks += request.num_swapped_blocks
+        request.num_swapped_blocks = 0
+        self._release(request)
+        self.policy.left(request)
 
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_num_seqs:
-            request = self.waiting[0]
-            needed = self.pool.blocks_for(request.num_prompt_tokens + request.max_tokens)
-            if needed > self.pool.num_free:
-                return
-            self.waiting.popleft()
-            request.block_table = self.pool.allocate(needed)
+    def _take_chunk(self, request: Request, budget: int, parts: list[Scheduled]) -> int:
+        count = min(request.num_tokens - request.num_computed_tokens, budget)
+        if count > 0:
+            parts.append(Scheduled(request, request.num_computed_tokens, count))
+        return max(count, 0)
+
+    # --- blocks of those that run
+
+    def _grow_tables(self) -> None:
+        i, block_size = 0, self.pool.block_size
+        while i < len(self.running):
+            request = self.running[i]
+            i += 1
+            if request.num_tokens <= len(request.block_table) * block_size:
+                continue
+            while not self.pool.num_free:
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is request:
+                    return
+            request.block_table += self.pool.allocate(1)
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        request.move_to(RequestState.PREEMPTED)
+        used = self.pool.blocks_for(request.num_computed_tokens)
+        if 0 < used <= self.num_free_swap_blocks:
+            self.num_free_swap_blocks -= used
+            request.num_swapped_blocks = used
+            self._swap_out.append(Moved(request, tuple(request.block_table[:used])))
+        else:
+            request.num_computed_tokens = 0
+        self._release(request)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.insert(bisect_left(self.waiting, request.arrival, key=lambda r: r.arrival), request)
+
+    def _release(self, request: Request) -> None:
+        self.pool.free(request.block_table)
+        request.block_array = None
+        for name in request.block_hashes:
+            if self._computing.get(name) is request:
+                del self._computing[name]
+
+    # --- admission
+
+    def _admit(self, budget: int, parts: list[Scheduled]) -> None:
+        """Take requests from the queue while there are seats, tokens and blocks; the first that lacks blocks ends it."""
+        candidates = list(self.waiting)
+        while candidates and budget > 0 and len(self.running) < self.max_num_seqs:
+            request = self.policy.pick(candidates)
+            candidates.remove(request)
+            if self._is_held(request):
+                continue
+            if not self._take_blocks(request):
+                break
+            self.waiting.remove(request)
+            self.policy.admitted(request, self.waiting)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
+            budget -= self._take_chunk(request, budget, parts)
+        self.running.sort(key=self.policy.key)
+
+    def _is_held(self, request: Request) -> bool:
+        """Whether somebody else is computing what the request begins with: waiting for it is cheaper."""
+        leader = request.leader
+        if leader is not None and leader.state is not RequestState.FINISHED and not request.num_preemptions:
+            return leader.num_computed_tokens < leader.num_prompt_tokens
+        if not self.enable_prefix_caching or request.num_swapped_blocks:
+            return False
+        most = self._most_shared_blocks(request)
+        self._extend_hashes(request, most)
+        known = len(self.pool.find(request.block_hashes[:most]))
+        return known < most and request.block_hashes[known] in self._computing
+
+    def _take_blocks(self, request: Request) -> bool:
+        pool = self.pool
+        shared, copied = self._shared_blocks(request)
+        needed = pool.blocks_for(request.num_tokens) - len(shared)
+        # Everybody who runs can then take one more block: a resumed request is not preempted at once.
+        if needed + pool.num_idle(shared) + len(self.running) > pool.num_free:
+            return False
+        pool.share(shared)
+        request.block_table = shared + pool.allocate(needed)
+        if request.num_swapped_blocks:
+            self._swap_in.append(Moved(request, tuple(request.block_table[: request.num_swapped_blocks])))
+            self.num_free_swap_blocks += request.num_swapped_blocks
+            request.num_swapped_blocks = 0
+            return True
+        request.num_computed_tokens = len(shared) * pool.block_size
+        if copied is not None:
+            self._copies.append((copied, request.block_table[len(shared)]))
+            request.num_computed_tokens = request.num_prompt_tokens - 1
+        if not request.num_preemptions:
+            request.num_cached_tokens = request.num_computed_tokens
+            self.prefix_cache_queries += request.num_tokens
+            self.prefix_cache_hits += request.num_computed_tokens
+        if self.enable_prefix_caching:
+            for name in request.block_hashes[len(shared) : self._most_shared_blocks(request)]:
+                self._computing.setdefault(name, request)
+        return True
+
+    def _shared_blocks(self, request: Request) -> tuple[list[int], int | None]:
+        """Blocks that hold the beginning of the request already, and one whose content is worth a copy."""
+        if request.num_swapped_blocks:
+            return [], None
+        leader, most = request.leader, self._most_shared_blocks(request)
+        if leader is not None and leader.state is RequestState.RUNNING and not request.num_preemptions:
+            return leader.block_table[:most], leader.block_table[most] if self.can_copy_blocks else None
+        if not self.enable_prefix_caching:
+            return [], None
+        self._extend_hashes(request, most)
+        return self.pool.find(request.block_hashes[:most]), None
+
+    def _most_shared_blocks(self, request: Request) -> int:
+        """At least the last token is computed: its logits are wanted."""
+        return (request.num_tokens - 1) // self.pool.block_size
+
+    def _extend_hashes(self, request: Request, num_blocks: int) -> None:
+        hashes, block_size = request.block_hashes, self.pool.block_size
+        if len(hashes) >= num_blocks:
+            return
+        parent = hashes[-1] if hashes else root_hash(request.tenant)
+        token_ids = request.token_ids_at(len(hashes) * block_size, num_blocks * block_size)
+        for start in range(0, len(token_ids), block_size):
+            parent = chained_hash(parent, token_ids[start : start + block_size])
+            hashes.append(parent)

@@ -32,6 +32,8 @@ class Executor:
     weights     name -> (spec, bytes) of a stored weight; its memory must stay valid until `close`
     state_dims  values of the symbolic dimensions of states, e.g. {"B": number of KV blocks}
     progress    called with (bytes done, bytes in all) while weights are loaded
+    shared      an executor on the same devices whose weights, constants and states of equal name and place are used
+                instead of own ones; it must stay open as long as this one
 
     Work that is submitted to one device runs in the order of submission. A failed run leaves states undefined where
     the failed region writes them; everything else stays usable.
@@ -44,8 +46,11 @@ class Executor:
         weights: WeightSource | None = None,
         state_dims: Mapping[str, int] | None = None,
         progress: Progress | None = None,
+        shared: Executor | None = None,
     ) -> None:
         self.plan = plan
+        self._shared = {} if shared is None else shared._resident
+        self._loaded: list[Buffer] = []
         self._state_dims = dict(state_dims or {})
         self._devices: dict[str, Device] = {}
         self._owned: list[Device] = []
@@ -90,6 +95,10 @@ class Executor:
         """run_ns, and of all devices during runs: kernels_run, bytes_uploaded, bytes_downloaded, host_compute_ns."""
         return dict(self._counters)
 
+    def home_of_state(self, name: str) -> str:
+        """The device that holds the state called `name`."""
+        return next(device for device, resident in self._resident.items() if name in resident)
+
     @property
     def host_share(self) -> float:
         """Part of the time of all runs that was computation on the host, 0 to 1."""
@@ -100,14 +109,13 @@ class Executor:
         """Free executables, buffers, and devices that the executor opened; closing twice is harmless."""
         for executable in self._executables:
             executable.close()
-        for buffers in self._resident.values():
-            for buffer in buffers.values():
-                buffer.close()
+        for buffer in self._loaded:
+            buffer.close()
         if self._boundary is not None:
             self._boundary.close()
         for device in self._owned:
             device.close()
-        self._executables, self._resident, self._boundary, self._owned = [], {}, None, []
+        self._executables, self._resident, self._loaded, self._boundary, self._owned = [], {}, [], None, []
 
     def _open(self, devices: Mapping[str, Device]) -> None:
         for name in self.plan.devices:
@@ -133,6 +141,10 @@ class Executor:
         for name, values in wanted.items():
             device, buffers = self._devices[name], self._resident.setdefault(name, {})
             for value in values:
+                known = self._shared.get(name, {}).get(value.name)
+                if known is not None:
+                    buffers[value.name] = known
+                    continue
                 if value.kind == "state":
                     buffers[value.name] = device.allocate(resolved(value.spec, self._state_dims, value.name))
                 elif value.kind == "constant":
@@ -145,6 +157,7 @@ class Executor:
                     done += value.spec.nbytes()
                     if progress is not None:
                         progress(done, total)
+                self._loaded.append(buffers[value.name])
 
     def _compile(self) -> None:
         sizes = largest(self.plan.graph.dims) | self._state_dims

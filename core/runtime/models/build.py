@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from runtime.dtypes import FORMATS, Span
 from runtime.errors import InvalidArgument
 from runtime.graph import Graph, GraphBuilder, Value
@@ -23,12 +25,13 @@ def build_graph(
     block_size: int,
     kv_format: str = "f16",
     max_num_logits: int | None = None,
+    output: Literal["logits", "hidden"] = "logits",
 ) -> Graph:
     """The graph of one ragged step: T tokens of S sequences, prefill and decode alike.
 
     inputs (i32)  token_ids [T], positions [T], slot_mapping [T], query_start_loc [Q = S + 1], seq_lens [S],
                   block_table [S, P], logits_rows [R] (rows of the step whose logits are wanted)
-    output        logits [R, vocab_size] f32
+    output        logits [R, vocab_size] f32, or hidden [R, hidden_size] f32: what the last norm gives
     states        layers.<i>.kv [2, B, block_size, num_kv_heads, head_dim] in `kv_format`
 
     `max_num_logits` bounds R; by default every sequence gets one row. Weights are named as in `weight_source`, which
@@ -61,14 +64,14 @@ def build_graph(
     )
     for index in range(spec.num_layers):
         x = decoder_layer(step, index, x)
-    builder.output("logits", _logits(step, x))
+    rows = step.norm("norm", step.op("gather_rows", "wanted_rows", x=x, rows=step.logits_rows))
+    builder.output(output, _logits(step, rows) if output == "logits" else rows)
     return builder.build()
 
 
-def _logits(step: Step, x: Value) -> Value:
-    """Only the rows that are wanted go through the last norm and the output matrix."""
+def _logits(step: Step, rows: Value) -> Value:
+    """Only the rows that are wanted go through the output matrix."""
     spec = step.spec
-    rows = step.norm("norm", step.op("gather_rows", "wanted_rows", x=x, rows=step.logits_rows))
     head = "embed_tokens" if spec.tie_word_embeddings else "lm_head"
     logits: Value = step.op("linear", "lm_head", x=rows, weight=step.weight(f"{head}.weight"))
     if spec.logits_multiplier != 1.0:
