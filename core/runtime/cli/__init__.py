@@ -13,6 +13,7 @@ from runtime import __version__
 
 VERBS = {
     "run": "answer a prompt, or chat",
+    "serve": "serve a model over HTTP, behind the OpenAI interface",
     "backends": "list backends and devices, and why others were refused",
     "doctor": "check every backend stage by stage",
     "inspect": "show what a model file holds, by its header alone",
