@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import NoReturn
 
-from runtime.errors import QueueFull, RuntimeFault
+from runtime.errors import EngineDied, QueueFull, RuntimeFault
 from runtime.server.replies import ErrorBody, ErrorReply, encode
 
 _STATUS = {
@@ -70,7 +70,7 @@ def from_fault(error: RuntimeFault) -> ApiError:
     """The answer for a typed error of the floors below."""
     status = _STATUS.get(error.code, 500)
     headers = {}
-    if isinstance(error, QueueFull):
+    if isinstance(error, (QueueFull, EngineDied)):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     elif status == 503:
         headers["retry-after"] = "1"

@@ -49,6 +49,9 @@ async def serve(
     try:
         llm = await AsyncLLM.start(engine_config, process=process, progress=progress)
         try:
+            await llm.reset_prefix_cache()  # nothing is in it; but the answer brings the engine's first figures
+            for line in llm.status:
+                say(line)
             service = Service(llm, settings)
             server = DrainingServer(service, say)
             await server.serve(sockets=[listener])
