@@ -20,6 +20,7 @@ VERBS = {
     "tokenize": "show the tokens of a text",
     "plan": "show where a model would run and what memory it takes",
     "bench": "measure prefill and decoding beside the limits of the machine",
+    "bench serve": "load a server as users do: first token, gaps, tokens per second",
 }
 
 VERB_GROUP = "runtime.verbs"
@@ -42,15 +43,16 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code (0 done, 2 refused or failed, 130 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = arguments[0] if arguments else "--help"
-    module = import_module(f"runtime.cli.{verb}") if verb in VERBS else _installed_verb(verb)
+    size = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:size]) or "--help"
+    module = import_module(f"runtime.cli.{verb.replace(' ', '_')}") if verb in VERBS else _installed_verb(verb)
     if module is None:
         return _top_level(arguments)
     parser = Parser(prog=f"runtime {verb}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     module.add_arguments(parser)
     from runtime.cli.output import guarded
 
-    args = parser.parse_args(arguments[1:])
+    args = parser.parse_args(arguments[size:])
     return guarded(lambda: module.run(args), as_json=getattr(args, "json", False))
 
 

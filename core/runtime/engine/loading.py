@@ -21,6 +21,7 @@ from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampler
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.status import status_lines
+from runtime.engine.structured import Grammars
 from runtime.engine.weights import WeightReader
 from runtime.errors import InvalidArgument, MalformedFile, Unsupported
 from runtime.executor import Executor, Plan, make_plan
@@ -210,6 +211,7 @@ def _assemble(
         return Executor(plan, devices, weights, state_dims=state_dims, shared=executor)
 
     mover = BlockMover(executor, planned, devices, state_dims)
+    grammars = Grammars(model.tokenizer, vocab_size)
     engine = Engine(
         runner=Runner(executor, context.block_size, mover),
         sampler=sampler,
@@ -217,6 +219,7 @@ def _assemble(
         tokenizer=model.tokenizer,
         vocab_size=vocab_size,
         max_model_len=context.max_model_len,
+        grammars=grammars,
         hidden_states=HiddenStates(make_hidden_states, context.block_size),
     )
     loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine)
