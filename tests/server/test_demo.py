@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -279,3 +280,41 @@ def test_wrong_settings_are_told_at_once(arguments: list[str], text: str, capsys
 
     assert main(["serve", "--port", "0", *arguments]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_what_the_page_needs_is_served_without_a_key(demo: DemoServer) -> None:
+    with demo.client() as client:
+        answer = client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "<script" in answer.text
+
+
+def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}}
+    answer = client.chat.completions.create(model="demo", messages=QUESTION, response_format=form, max_tokens=60)
+    assert json.loads(answer.choices[0].message.content)["a"] in ("x", "y")
+    one_of = {"guided_choice": ["Rome", "Oslo"]}
+    answer = client.chat.completions.create(model="demo", messages=QUESTION, extra_body=one_of)
+    assert answer.choices[0].message.content in ("Rome", "Oslo")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guided_regex": "(unclosed"},
+        {"grammar": "root ::= undefined"},
+        {"guided_grammar": "start: undefined"},
+        {"guided_json": {"type": "nothing"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#/nowhere"}}}},
+    ],
+)
+def test_a_form_that_cannot_be_enforced_is_a_400(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="demo", messages=QUESTION, extra_body=fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -168,6 +167,4 @@ def _grammar(text: str | None) -> StructuredOutput | None:
 async def check_form(llm: AsyncLLM, params: SamplingParams) -> None:
     """Raise for a form that cannot be enforced. Compiling a grammar takes time, so it is not done on the event loop."""
     if params.structured is not None:
-        from runtime.engine.structured import check
-
-        await asyncio.to_thread(check, params.structured, llm.tokenizer)
+        await llm.check_structured(params.structured)
