@@ -165,7 +165,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(llm: LLM) -> None:
     with pytest.raises(InvalidArgument, match="logit_bias holds token id 99999"):
         llm.generate([5], GREEDY.with_(logit_bias={99999: 1.0}))
     with pytest.raises(InvalidArgument, match="the prompt has no tokens"):
-        llm.generate([[]], GREEDY)
+        llm.stream([], GREEDY)
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:

@@ -110,7 +110,7 @@ class BlockMover:
         homes = {}
         for name, state in main.states.items():
             two, _, *block = state.spec.shape
-            inputs = dict(ids)
+            inputs: dict[str, Any] = dict(ids)
             if op == "kv_import":
                 inputs["data"] = b.input(f"{name}.data", "f32", (two, "N", *block))
             made = b.op(op, name=f"{name}.{op}", kv=b.state(name, state.spec), **inputs)

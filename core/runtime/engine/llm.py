@@ -201,7 +201,7 @@ class LLM:
         single = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], int))
         batch: Sequence[Prompt] = [texts] if single else texts  # type: ignore[assignment,list-item]
         rows = np.stack([self._engine.embed(self._encode(text), pooling) for text in batch])
-        return rows[0] if single else rows  # type: ignore[no-any-return]
+        return rows[0] if single else rows
 
     def close(self) -> None:
         """Abort what runs and free devices and files; closing twice is harmless."""

@@ -7,7 +7,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from runtime.engine.embedding import Pooling
 from runtime.engine.request import RequestOutput
@@ -119,14 +119,14 @@ def unpack_token_ids(data: bytes) -> list[int]:
     return array("i", data).tolist()
 
 
-def write_frame(stream: BinaryIO, message: object) -> None:
+def write_frame(stream: IO[bytes], message: object) -> None:
     """Write one message in one piece."""
     data = pickle.dumps(message, protocol=5)
     stream.write(_LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> Any:
+def read_frame(stream: IO[bytes]) -> Any:
     """The next message; raises EOFError when the other side is gone."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:

@@ -208,7 +208,7 @@ class Scheduler:
     # --- admission
 
     def _admit(self, budget: int, parts: list[Scheduled]) -> None:
-        """Take requests from the queue while there are seats, tokens and blocks; the first that lacks blocks ends it."""
+        """Take requests from the queue while there are seats, tokens and blocks; the first without blocks ends it."""
         candidates = list(self.waiting)
         while candidates and budget > 0 and len(self.running) < self.max_num_seqs:
             request = self.policy.pick(candidates)
@@ -259,7 +259,9 @@ class Scheduler:
             self.prefix_cache_queries += request.num_tokens
             self.prefix_cache_hits += request.num_computed_tokens
         if self.enable_prefix_caching:
-            for name in request.block_hashes[len(shared) : self._most_shared_blocks(request)]:
+            num_full = request.num_tokens // pool.block_size
+            self._extend_hashes(request, num_full)
+            for name in request.block_hashes[len(shared) : num_full]:
                 self._computing.setdefault(name, request)
         return True
 

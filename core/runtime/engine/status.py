@@ -34,7 +34,9 @@ def status_lines(loaded: Loaded) -> tuple[str, ...]:
     if loaded.plan.summary.host_share > 0 or loaded.config.place:
         parts.append(loaded.plan.summary.line())
     model = f"{loaded.model.name} {main_format(loaded.spec)}"
-    parts.append(f"{model}, {loaded.context.describe()}, KV {loaded.kv_format}")
+    context = loaded.context
+    pool = f"{context.num_blocks} blocks of {context.block_size}"
+    parts.append(f"{model}, {context.describe()}, KV {loaded.kv_format}, {pool}")
     if loaded.config.backend == "auto":
         parts += [f"{r.name} refused: {r.reason}" for r in choice.refused]
     return (*device.notices, " · ".join(parts))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from runtime.engine.blocks import BlockPool
+from runtime.engine.config import SchedulingPolicy
+from runtime.engine.policy import MAX_OVERTAKEN, make_policy
 from runtime.engine.request import Request, RequestState
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.scheduler import Scheduler
@@ -24,7 +24,7 @@ def advance(scheduler: Scheduler) -> list[tuple[str, int, int]]:
     for part in schedule.parts:
         done.append((part.request.request_id, part.start, part.num_scheduled_tokens))
         ready = part.reaches_end
-        part.request.num_computed_tokens += part.num_scheduled_tokens
+        scheduler.computed(part)
         if ready:
             part.request.output_token_ids.append(7)
             if part.request.num_output_tokens == part.request.max_tokens:
@@ -56,33 +56,111 @@ def test_a_long_prompt_is_cut_into_chunks_and_decoding_goes_first() -> None:
     assert scheduler.pool.num_free == 64
 
 
-def test_a_request_waits_until_blocks_for_its_whole_life_are_free() -> None:
+def test_a_request_waits_until_there_are_blocks_for_its_tokens_and_one_more_for_each_that_runs() -> None:
     scheduler = Scheduler(BlockPool(3, 4), max_num_seqs=4, max_num_batched_tokens=64)
-    scheduler.add(request("a", 4, 4))
+    scheduler.add(request("a", 5, 4))
     scheduler.add(request("b", 4, 4))
-    assert advance(scheduler) == [("a", 0, 4)]
-    assert [advance(scheduler) for _ in range(3)] == [[("a", 4, 1)], [("a", 5, 1)], [("a", 6, 1)]]
+    assert advance(scheduler) == [("a", 0, 5)]
+    assert [advance(scheduler) for _ in range(3)] == [[("a", 5, 1)], [("a", 6, 1)], [("a", 7, 1)]]
     assert advance(scheduler) == [("b", 0, 4)]
 
 
-def test_every_path_gives_its_blocks_back_whatever_happens() -> None:
-    rng = random.Random(5)
-    scheduler = Scheduler(BlockPool(40, 4), max_num_seqs=6, max_num_batched_tokens=16)
-    alive: list[Request] = []
-    for n in range(2000):
-        if rng.random() < 0.3:
-            alive.append(request(f"r{n}", rng.randint(1, 30), rng.randint(1, 12)))
-            scheduler.add(alive[-1])
-        if alive and rng.random() < 0.1:
-            scheduler.finish(rng.choice(alive), "aborted")
-        advance(scheduler)
-        alive = [r for r in alive if r.state is not RequestState.FINISHED]
-        held = [b for r in alive for b in r.block_table]
-        assert len(held) == len(set(held))
-        assert len(held) + scheduler.pool.num_free == 40
+def test_blocks_come_one_at_a_time_and_the_last_to_come_is_preempted_when_there_are_none() -> None:
+    scheduler = Scheduler(BlockPool(4, 4), max_num_seqs=4, max_num_batched_tokens=64)
+    a, b = request("a", 4, 6), request("b", 4, 6)
+    scheduler.add(a)
+    scheduler.add(b)
+    assert advance(scheduler) == [("a", 0, 4), ("b", 0, 4)]
+    assert [advance(scheduler) for _ in range(4)] == [[("a", 4 + i, 1), ("b", 4 + i, 1)] for i in range(4)]
+    assert (len(a.block_table), len(b.block_table), scheduler.pool.num_free) == (2, 2, 0)
+    assert advance(scheduler) == [("a", 8, 1)]
+    assert (b.state, b.num_computed_tokens, b.block_table) == (RequestState.PREEMPTED, 0, [])
+    assert advance(scheduler) == [("b", 0, 9)]  # its prompt and the tokens that it had are computed in one go
+    assert b.num_output_tokens == 6
+    assert (scheduler.num_preemptions, scheduler.pool.num_free) == (1, 4)
+
+
+def test_a_common_beginning_is_computed_once_but_never_shared_between_tenants() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True)
+    scheduler.add(request("a", 11, 1))
+    assert advance(scheduler) == [("a", 0, 11)]
+    scheduler.add(request("b", 11, 1))
+    scheduler.add(request("c", 12, 1))
+    scheduler.add(request("d", 13, 1))
+    other = request("other tenant", 13, 1)
+    other.tenant = "other"
+    scheduler.add(other)
+    # Two full blocks are known. The third of "d" is being computed for "c", so "d" waits.
+    assert advance(scheduler) == [("b", 8, 3), ("c", 8, 4), ("other tenant", 0, 13)]
+    assert advance(scheduler) == [("d", 12, 1)]
+    assert scheduler.prefix_cache_hits == 8 + 8 + 12
+    assert (scheduler.pool.num_free, scheduler.pool.num_cached) == (64, 3 + 3)
+
+
+def test_who_arrives_together_with_the_same_prompt_waits_for_the_first_to_compute_it() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), max_num_seqs=8, max_num_batched_tokens=10, enable_prefix_caching=True)
+    for name in "abc":
+        scheduler.add(request(name, 17, 1))
+    assert advance(scheduler) == [("a", 0, 10)]
+    assert advance(scheduler) == [("a", 10, 7)]
+    assert advance(scheduler) == [("b", 16, 1), ("c", 16, 1)]
+
+
+def test_the_least_recently_used_content_is_evicted_first_and_the_end_of_a_sequence_before_its_beginning() -> None:
+    pool = BlockPool(4, 4)
+    first = pool.allocate(2)
+    for block_id, name in zip(first, (b"a", b"ab")):
+        pool.register(block_id, name)
+    second = pool.allocate(1)
+    pool.register(second[0], b"c")
+    pool.free(second)
+    pool.free(first)
+    assert (pool.num_free, pool.num_cached) == (4, 3)
+    assert pool.find([b"a", b"ab", b"abc"]) == [0, 1]
+    assert pool.allocate(3) == [3, 2, 1]  # the empty one, then "c", then "ab"
+    assert pool.find([b"a", b"ab"]) == [0]
+    pool.share([0])
+    assert pool.num_free == 0
+    pool.check()
+
+
+def test_freeing_a_block_twice_raises() -> None:
+    pool = BlockPool(2, 4)
+    (block_id,) = pool.allocate(1)
+    pool.free([block_id])
+    with pytest.raises(RuntimeError, match="KV block 0 was freed more often than it was taken"):
+        pool.free([block_id])
+
+
+def order_of_admission(policy: SchedulingPolicy, requests: list[Request]) -> list[str]:
+    scheduler = Scheduler(BlockPool(64, 4), 1, 64, policy=make_policy(policy))
+    for r in requests:
+        scheduler.add(r)
+    order = []
     while scheduler.has_work:
-        advance(scheduler)
-    assert scheduler.pool.num_free == 40
+        order += [name for name, start, _ in advance(scheduler) if start == 0]
+    return order
+
+
+def test_priorities_decide_who_goes_first_but_nobody_is_overtaken_for_ever() -> None:
+    requests = [request(f"r{i}", 4, 1) for i in range(50)]
+    requests[40].priority = -10
+    assert order_of_admission("priority", requests)[:3] == ["r40", "r0", "r1"]
+    late = request("late", 4, 1)
+    late.priority = 10
+    order = order_of_admission("priority", [late, *(request(f"r{i}", 4, 1) for i in range(100))])
+    assert order.index("late") == MAX_OVERTAKEN
+
+
+def test_fairness_counts_the_tokens_of_each_tenant() -> None:
+    def of(tenant: str, name: str, num_prompt_tokens: int) -> Request:
+        r = request(name, num_prompt_tokens, 1)
+        r.tenant = tenant
+        return r
+
+    crowd = [of("a", f"a{i}", 20) for i in range(4)]
+    order = order_of_admission("fair", [*crowd, of("b", "b0", 10), of("b", "b1", 10), of("b", "b2", 10)])
+    assert order == ["a0", "b0", "b1", "a1", "b2", "a2", "a3"]
 
 
 def test_an_illegal_transition_raises() -> None:

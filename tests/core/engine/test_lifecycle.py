@@ -1,0 +1,142 @@
+"""Random lives of requests: whatever happens, the books of the block pool agree and nobody gets another's tokens."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from null_engine import RememberingRunner, expected_tokens, null_engine
+
+from runtime.engine.blocks import BlockPool
+from runtime.engine.policy import make_policy
+from runtime.engine.request import Request, RequestOutput, RequestState
+from runtime.engine.sampling_params import SamplingParams
+from runtime.engine.scheduler import Scheduler
+
+BLOCK_SIZE = 4
+
+
+class World:
+    """An engine, every request that was ever sent to it, and what came back."""
+
+    def __init__(self, seed: int, **scheduler: Any) -> None:
+        self.rng = random.Random(seed)
+        policy = make_policy(self.rng.choice(["fcfs", "priority", "fair"]))
+        pool = BlockPool(scheduler.pop("num_blocks", 24), BLOCK_SIZE)
+        self.scheduler = Scheduler(pool, 5, 16, policy=policy, **scheduler)
+        failing = random.Random(seed + 1)
+        copies = self.rng.random() < 0.7
+        self.engine = null_engine(self.scheduler, failing=failing, max_model_len=64, can_copy_blocks=copies)
+        self.alive: dict[str, tuple[Request, ...]] = {}
+        self.outputs: dict[tuple[str, int], list[RequestOutput]] = {}
+        self.reasons: dict[str, int] = {}
+        self.prefixes = [[self.rng.randrange(20, 200) for _ in range(30)] for _ in range(3)]
+
+    def event(self) -> None:
+        draw = self.rng.random()
+        if draw < 0.16:
+            self.arrive()
+        elif draw < 0.20 and self.alive:
+            for output in self.engine.abort(self.rng.choice(list(self.alive))):
+                self.take(output)
+        elif draw < 0.201:
+            self.engine.reset_prefix_cache()
+        else:
+            for output in self.engine.step():
+                self.take(output)
+        self.check()
+
+    def arrive(self) -> None:
+        rng = self.rng
+        if len(self.alive) > 12:
+            return
+        prompt = rng.choice(self.prefixes)[: rng.randint(0, 30)] + [rng.randrange(20, 200)]
+        if rng.random() < 0.04:
+            prompt[0] = rng.choice([7, 11])
+        params = SamplingParams(
+            max_tokens=rng.randint(1, 30), seed=rng.randrange(5), n=rng.choice([1, 1, 1, 2, 3]), ignore_eos=True
+        )
+        timeout_s = rng.choice([None, None, None, 0.0, 0.002])
+        samples = self.engine.add_request(
+            prompt, params, tenant=rng.choice("ab"), priority=rng.randint(-2, 2), timeout_s=timeout_s
+        )
+        self.alive[samples[0].request_id] = samples
+
+    def take(self, output: RequestOutput) -> None:
+        request = self.alive[output.request_id][output.index]
+        outputs = self.outputs.setdefault((output.request_id, output.index), [])
+        assert not outputs or outputs[-1].finish_reason is None
+        outputs.append(output)
+        if output.finish_reason is None:
+            return
+        self.reasons[output.finish_reason] = self.reasons.get(output.finish_reason, 0) + 1
+        assert request.finish_reason == output.finish_reason
+        assert (output.error is not None) == (output.finish_reason == "error")
+        token_ids = [t for o in outputs for t in o.token_ids]
+        assert token_ids == expected_tokens(request.prompt_token_ids, request.seed, len(token_ids))
+        if output.finish_reason == "length":
+            assert len(token_ids) == request.max_tokens
+        ends = [self.outputs.get((output.request_id, r.index), []) for r in self.alive[output.request_id]]
+        if all(e and e[-1].finish_reason is not None for e in ends):
+            del self.alive[output.request_id]
+
+    def check(self) -> None:
+        pool, scheduler = self.scheduler.pool, self.scheduler
+        pool.check()
+        held: dict[int, int] = {}
+        for samples in self.alive.values():
+            for request in samples:
+                assert (request.state is RequestState.RUNNING) == (request in scheduler.running)
+                assert bool(request.block_table) == (request.state is RequestState.RUNNING)
+                for block_id in request.block_table:
+                    held[block_id] = held.get(block_id, 0) + 1
+        assert all(pool.references(b) == held.get(b, 0) for b in range(pool.num_blocks))
+        assert pool.num_free + len(held) == pool.num_blocks
+        assert pool.num_cached <= pool.num_free
+        assert len(scheduler.running) <= scheduler.max_num_seqs
+        assert [r.arrival for r in scheduler.waiting] == sorted(r.arrival for r in scheduler.waiting)
+
+
+@pytest.mark.parametrize("num_events", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_random_events_leave_a_full_pool(num_events: int) -> None:
+    reasons: dict[str, int] = {}
+    preemptions = hits = 0
+    for seed in range(num_events // 2500):
+        caching, swap = bool(seed & 1), 12 * (seed >> 1 & 1)
+        world = World(seed, enable_prefix_caching=caching, num_swap_blocks=swap)
+        for _ in range(2500):
+            world.event()
+        while world.engine.has_work:
+            for output in world.engine.step():
+                world.take(output)
+        world.check()
+        assert not world.alive
+        assert world.scheduler.pool.num_free == 24
+        assert world.scheduler.num_free_swap_blocks == swap
+        preemptions += world.scheduler.num_preemptions
+        hits += world.scheduler.prefix_cache_hits
+        assert world.engine.stats().requests_finished == {"stop": 0} | world.reasons
+        for reason, count in world.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    assert set(reasons) == {"length", "aborted", "error", "timeout"}
+    assert preemptions > 100
+    assert hits > 1000
+
+
+def test_a_tiny_pool_serves_many_long_requests_with_preemptions_and_the_same_tokens() -> None:
+    for swap in (0, 100):
+        scheduler = Scheduler(BlockPool(17, BLOCK_SIZE), 16, 64, enable_prefix_caching=True, num_swap_blocks=swap)
+        engine = null_engine(scheduler)
+        for i in range(16):
+            prompt = [20 + i] * 9
+            engine.add_request(prompt, SamplingParams(max_tokens=40, seed=i, ignore_eos=True), f"r{i}")
+        tokens: dict[str, list[int]] = {}
+        while engine.has_work:
+            for output in engine.step():
+                tokens.setdefault(output.request_id, []).extend(output.token_ids)
+        assert engine.stats().preemptions > 5
+        assert tokens == {f"r{i}": expected_tokens([20 + i] * 9, i, 40) for i in range(16)}
+        assert isinstance(engine.runner, RememberingRunner)
+        computed = engine.runner.num_tokens
+        assert computed == 16 * 48 if swap else computed > 16 * 48
