@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import stat
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -202,8 +201,3 @@ def _answers(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
         return True
-
-
-def say_on_stderr(line: str) -> None:
-    """Tell a person."""
-    print(line, file=sys.stderr, flush=True)
