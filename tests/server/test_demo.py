@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 from running_server import RunningServer
+from server_process import ServerProcess
 
 from runtime.engine.async_llm import AsyncLLM
 from runtime.engine.config import EngineConfig
@@ -152,38 +153,6 @@ def test_too_long_a_prompt_is_refused_with_both_numbers(client: openai.OpenAI) -
 # --- as a process
 
 
-class ServerProcess:
-    """`runtime serve` as a person starts it; `url` is what the ready line says."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        path = [str(ROOT / "core"), str(ROOT / "backends/cpu"), os.environ.get("PYTHONPATH", "")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "runtime", "serve", "--port", "0", "--ctx", "512", *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        while "ready: " not in (self.lines or [""])[-1]:
-            line = self._read()
-            assert line, self.lines
-            self.lines.append(line)
-        self.url = self.lines[-1].split()[1]
-
-    def _read(self) -> str:
-        assert self.process.stderr
-        return self.process.stderr.readline()
-
-    def __enter__(self) -> ServerProcess:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-
 def test_a_process_says_one_ready_line_drains_at_sigterm_and_exits_with_0() -> None:
     with ServerProcess("--served-model-name", "paris", RUNTIME_API_KEY="secret") as server:
         assert sum("ready: " in line for line in server.lines) == 1
@@ -226,13 +195,12 @@ def test_a_second_signal_leaves_at_once() -> None:
 @pytest.mark.slow
 def test_an_engine_that_is_killed_fails_what_runs_and_comes_back() -> None:
     with ServerProcess() as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
         body = {"messages": QUESTION, "ignore_eos": True, "stream": True}
         with client.stream("POST", CHAT, json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
-            for child in children:
-                os.kill(int(child), signal.SIGKILL)
+            for child in server.children():
+                os.kill(child, signal.SIGKILL)
             last = [line for line in lines if line][-1]
         assert "engine_died" in last
         assert client.get("/live").status_code == 200
@@ -318,3 +286,16 @@ def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> Non
 def test_a_form_that_cannot_be_enforced_is_a_400(client: openai.OpenAI, fields: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="demo", messages=QUESTION, extra_body=fields)
+
+
+def test_a_request_that_takes_longer_than_the_limit_is_a_504(demo: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setattr(demo.service, "settings", replace(demo.settings, request_timeout_s=0.05))
+    body = {"messages": QUESTION, "ignore_eos": True}
+    with demo.client() as client:
+        answer = client.post(CHAT, json=body)
+        streamed = client.post(CHAT, json={**body, "stream": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timed_out")
+    assert '"code":"timed_out"' in streamed.text
+    assert "[DONE]" not in streamed.text

@@ -68,9 +68,6 @@ class FakeAsyncLLM:
     def render_chat(self, messages: Any, *, tools: Any = None, **arguments: Any) -> str:
         return self.tokenizer.chat_template(tools=tools).render(messages, tools=tools, **arguments)
 
-    async def check_structured(self, structured: Any) -> None:
-        """Whatever is asked for, this engine follows it."""
-
     def generate(
         self,
         prompt_token_ids: Sequence[int],
