@@ -256,6 +256,19 @@ def test_token_ids_are_returned_where_asked_for(fake: RunningServer) -> None:
     assert len(answer["prompt_token_ids"]) == 19
 
 
+def test_a_text_that_cannot_fit_is_refused_without_being_tokenised(
+    fake: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake.llm.tokenizer, "encode", lambda *_: 1 / 0)
+    for path, body in (
+        (PLAIN, {"prompt": "é" * 10_000}),
+        (CHAT, {"messages": [{"role": "user", "content": "é" * 10_000}]}),
+    ):
+        error = post(fake, path, body).json()["error"]
+        assert error["message"].startswith("prompt has at least 1250 tokens")  # no token is longer than </s>
+        assert error["code"] == "context_length_exceeded"
+
+
 def test_a_long_text_is_tokenised_as_a_short_one(serve: Any) -> None:
     from fake_async_llm import FakeAsyncLLM
 
