@@ -36,8 +36,9 @@ class EngineConfig:
     swap_bytes              host memory for the KV blocks of preempted requests, where the device can move them; with 0
                             they are computed again
     long_prefill_token_threshold
-                            most prompt tokens in a step while others decode; 0: no limit; None: as many as about
-                            double the time of a decoding step, by measured step times
+                            most prompt tokens in a step while others decode; 0: no limit; None: prompts of up to 256
+                            tokens come in chunks of 64, longer ones by as many tokens as about double the time of a
+                            decoding step, by measured step times
     step_timeout_s          a step that takes longer is reported with the stack of the engine's threads
     check_tensors           look for NaN and infinity in the weights before use
     chat_template           a template's text that replaces the model's own

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+SHORT_PROMPT, SHORT_CHUNK = 256, 64
+"""A prompt of at most so many tokens comes in chunks of at least so many: it is over after a few longer steps, where a
+trickle would keep it, and the size of the batch, waiting."""
 REFRESH_STEPS = 32
 """After so many steps with prompts, one without measures what decoding alone takes."""
+_SHARE = 0.9
+"""Of the time of decoding alone that prompts may take beside it: the estimate errs to both sides."""
 _KEEP = 0.75
 """Share of the former mean in a new one: a few steps outweigh one that was disturbed."""
+
+
+@dataclass
+class Budget:
+    """Prompt tokens that a step can still take: in all, of long prompts, of short ones."""
+
+    most: int
+    for_long: int
+    for_short: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any prompt can get a token."""
+        return self.most > 0 and self.for_short > 0
+
+    def take(self, wanted: int, *, is_short: bool) -> int:
+        """As many as there are, up to `wanted`."""
+        count = max(min(wanted, self.most, self.for_short if is_short else self.for_long), 0)
+        self.most -= count
+        self.for_long -= count
+        self.for_short -= count
+        return count
 
 
 class Pace:
@@ -14,9 +43,9 @@ class Pace:
     While D requests decode and W prompts wait or are being computed, the prompt tokens of a step may take as long as
     its decoding alone, times W / D where more wait than decode. One long prompt thus at most doubles the time between
     two tokens of the others, and a crowd at the door is let in at its share of the time, as a batch that stays small
-    would serve everybody slowly.
+    would serve everybody slowly. See `SHORT_PROMPT` for prompts that are not worth it.
 
-    A fixed `threshold` replaces the measurement; 0 sets no limit.
+    A fixed `threshold` replaces all this; 0 sets no limit.
     """
 
     def __init__(self, threshold: int | None = None) -> None:
@@ -25,8 +54,15 @@ class Pace:
         self._prompt_token_s: float | None = None
         self._since_refresh = 0
 
+    def budget(self, most: int, num_decoding: int, num_prompts: int) -> Budget:
+        """What the next step may spend on prompts, `most` tokens at most."""
+        limit = self.limit(num_decoding, num_prompts) if num_prompts else None
+        if limit is None:
+            return Budget(most, most, most)
+        return Budget(most, limit, max(limit, SHORT_CHUNK) if limit and self._threshold is None else limit)
+
     def limit(self, num_decoding: int, num_prompts: int) -> int | None:
-        """Most prompt tokens of the next step; None sets no limit."""
+        """Most tokens of long prompts in the next step; None sets no limit."""
         if not num_decoding or self._threshold == 0:
             return None
         if self._threshold is not None:
@@ -36,7 +72,7 @@ class Pace:
             # The first prompts of a process are computed before anything has been measured, without a limit; the next
             # steps measure decoding alone.
             return 0 if not self._decode_s or self._prompt_token_s is not None else None
-        allowed_s = self._decode_alone(num_decoding) * max(1.0, num_prompts / num_decoding)
+        allowed_s = _SHARE * self._decode_alone(num_decoding) * max(1.0, num_prompts / num_decoding)
         return max(1, int(allowed_s / self._prompt_token_s))
 
     def record(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:

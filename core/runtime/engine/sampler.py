@@ -57,7 +57,7 @@ class Sampler:
         """Choose one token per row of `logits` [len(requests), vocab_size]; a row that fails does so alone."""
         import numpy as np
 
-        finite: NDArray[np.bool_] = np.isfinite(logits).all(axis=1)
+        finite = np.all(np.isfinite(logits), axis=1)
         logits[~finite] = 0
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)

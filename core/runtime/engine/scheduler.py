@@ -6,7 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from runtime.engine.blocks import BlockPool, chained_hash, root_hash
-from runtime.engine.pace import Pace
+from runtime.engine.pace import SHORT_PROMPT, Budget, Pace
 from runtime.engine.policy import FirstCome
 from runtime.engine.request import FinishReason, Request, RequestState
 
@@ -117,14 +117,12 @@ class Scheduler:
                 parts.append(Scheduled(request, request.num_computed_tokens, 1))
             else:
                 prompts.append(request)
-        budget = self.max_num_batched_tokens - len(parts)
         arriving = min(len(self.waiting), self.max_num_seqs - len(self.running))
-        limit = self.pace.limit(len(parts), len(prompts) + arriving) if prompts or arriving else None
-        if limit is not None:
-            budget = min(budget, limit)
+        most = self.max_num_batched_tokens - len(parts)
+        budget = self.pace.budget(most, len(parts), len(prompts) + arriving)
         for request in prompts:
-            budget -= self._take_chunk(request, budget, parts)
-        if budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
+            self._take_chunk(request, budget, parts)
+        if budget.is_open and self.waiting and len(self.running) < self.max_num_seqs:
             self._admit(budget, parts)
         for part in parts:
             self.policy.computes(part.request, part.num_scheduled_tokens)
@@ -161,11 +159,11 @@ class Scheduler:
         self._release(request)
         self.policy.left(request)
 
-    def _take_chunk(self, request: Request, budget: int, parts: list[Scheduled]) -> int:
-        count = min(request.num_tokens - request.num_computed_tokens, budget)
+    def _take_chunk(self, request: Request, budget: Budget, parts: list[Scheduled]) -> None:
+        is_short = request.num_tokens - request.num_cached_tokens <= SHORT_PROMPT
+        count = budget.take(request.num_tokens - request.num_computed_tokens, is_short=is_short)
         if count > 0:
             parts.append(Scheduled(request, request.num_computed_tokens, count))
-        return max(count, 0)
 
     # --- blocks of those that run
 
@@ -207,10 +205,10 @@ class Scheduler:
 
     # --- admission
 
-    def _admit(self, budget: int, parts: list[Scheduled]) -> None:
+    def _admit(self, budget: Budget, parts: list[Scheduled]) -> None:
         """Take requests from the queue while there are seats, tokens and blocks; the first without blocks ends it."""
         candidates = list(self.waiting)
-        while candidates and budget > 0 and len(self.running) < self.max_num_seqs:
+        while candidates and budget.is_open and len(self.running) < self.max_num_seqs:
             request = self.policy.pick(candidates)
             candidates.remove(request)
             if self._is_held(request):
@@ -221,7 +219,7 @@ class Scheduler:
             self.policy.admitted(request, self.waiting)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
-            budget -= self._take_chunk(request, budget, parts)
+            self._take_chunk(request, budget, parts)
         self.running.sort(key=self.policy.key)
 
     def _is_held(self, request: Request) -> bool:

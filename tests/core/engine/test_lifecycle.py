@@ -51,7 +51,7 @@ class World:
         rng = self.rng
         if len(self.alive) > 12:
             return
-        prompt = rng.choice(self.prefixes)[: rng.randint(0, 30)] + [rng.randrange(20, 200)]
+        prompt = [*rng.choice(self.prefixes)[: rng.randint(0, 30)], rng.randrange(20, 200)]
         if rng.random() < 0.04:
             prompt[0] = rng.choice([7, 11])
         params = SamplingParams(

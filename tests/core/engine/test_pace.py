@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.engine.pace import REFRESH_STEPS, Pace
+from runtime.engine.pace import REFRESH_STEPS, Budget, Pace
 
 DECODE_S, PROMPT_TOKEN_S = 0.040, 0.0035
 
@@ -29,8 +29,8 @@ def test_a_long_prompt_at_most_doubles_the_time_of_a_step() -> None:
         steps.append(step_s(4, count))
         pace.record(4, count, steps[-1])
         taken += count
-    assert max(steps) <= 2.05 * step_s(4, 0)
-    assert len(steps) < 4096 / 12
+    assert max(steps) <= 2.0 * step_s(4, 0)
+    assert len(steps) < 4096 / 10
 
 
 def test_a_crowd_of_prompts_gets_a_larger_share() -> None:
@@ -48,6 +48,18 @@ def test_decoding_alone_is_measured_again_now_and_then() -> None:
         count = limits[-1] or 0
         pace.record(4, count, step_s(4, count))
     assert limits.count(0) == 1
+
+
+def test_short_prompts_come_in_larger_chunks() -> None:
+    budget = measured(4).budget(500, 4, 1)
+    long_tokens = budget.for_long
+    assert 10 < long_tokens < 16
+    assert budget.take(4096, is_short=False) == long_tokens
+    assert budget.take(4096, is_short=False) == 0
+    assert budget.take(200, is_short=True) == 64 - long_tokens
+    assert not budget.is_open
+    assert Pace(threshold=7).budget(500, 4, 1) == Budget(500, 7, 7)
+    assert Pace().budget(500, 0, 3) == Budget(500, 500, 500)
 
 
 def test_a_fixed_threshold_and_none_at_all() -> None:
