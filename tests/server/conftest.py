@@ -16,8 +16,17 @@ from fake_async_llm import FakeAsyncLLM
 from running_server import RunningServer
 
 
+@pytest.fixture(scope="session")
+def ending() -> Iterator[list[RunningServer]]:
+    """Servers that have been asked to end; nobody waits for them before the end of the session."""
+    servers: list[RunningServer] = []
+    yield servers
+    for server in servers:
+        server.join()
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[..., RunningServer]]:
+def serve(ending: list[RunningServer]) -> Iterator[Callable[..., RunningServer]]:
     """`serve(llm, api_keys=(...,))` starts a server; it is stopped at the end of the test."""
     started: list[RunningServer] = []
 
@@ -28,14 +37,16 @@ def serve() -> Iterator[Callable[..., RunningServer]]:
     yield start
     for server in started:
         server.stop()
+    ending += started
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[RunningServer]:
+def fake(ending: list[RunningServer]) -> Iterator[RunningServer]:
     """A server that tests of a module share; its engine answers at once."""
     server = RunningServer(FakeAsyncLLM()).start()
     yield server
     server.stop()
+    ending.append(server)
 
 
 @pytest.fixture

@@ -137,6 +137,7 @@ ERRORS: list[tuple[str, Any, int, str | None, str | None, str]] = [
     (CHAT, {"messages": HI, "response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", None,
      "needs json_schema.schema"),
     (CHAT, {"messages": HI, "guided_regex": "a", "guided_choice": ["a"]}, 400, "guided_choice", None, "two forms"),
+    (CHAT, {"messages": HI, "guided_regex": "refuse me"}, 400, None, "invalid_argument", "cannot be followed"),
     (CHAT, {"messages": HI, "guided_choice": []}, 400, "guided_choice", None, "empty"),
     (CHAT, {"messages": HI, "chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs", None, "own"),
     (CHAT, {"messages": [{"role": "user", "content": LONG}]}, 400, "messages", "context_length_exceeded", "context is 512"),
@@ -253,6 +254,19 @@ def test_token_ids_are_returned_where_asked_for(fake: RunningServer) -> None:
     answer = chat(fake, max_tokens=2, return_token_ids=True).json()
     assert answer["choices"][0]["token_ids"] == [72, 101]
     assert len(answer["prompt_token_ids"]) == 19
+
+
+def test_a_text_that_cannot_fit_is_refused_without_being_tokenised(
+    fake: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake.llm.tokenizer, "encode", lambda *_: 1 / 0)
+    for path, body in (
+        (PLAIN, {"prompt": "é" * 10_000}),
+        (CHAT, {"messages": [{"role": "user", "content": "é" * 10_000}]}),
+    ):
+        error = post(fake, path, body).json()["error"]
+        assert error["message"].startswith("prompt has at least 125")  # 20 000 bytes, a margin of 4, no token longer than </s>
+        assert error["code"] == "context_length_exceeded"
 
 
 def test_a_long_text_is_tokenised_as_a_short_one(serve: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from runtime.engine.request import FinishReason, PositionLogprobs, RequestOutput, TokenLogprob
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.stats import EngineStats
+from runtime.engine.structured import StructuredOutput
 from runtime.errors import EngineDied, InvalidArgument, QueueFull
 from runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
@@ -67,9 +68,6 @@ class FakeAsyncLLM:
     def render_chat(self, messages: Any, *, tools: Any = None, **arguments: Any) -> str:
         return self.tokenizer.chat_template(tools=tools).render(messages, tools=tools, **arguments)
 
-    async def check_structured(self, structured: Any) -> None:
-        """Whatever is asked for, this engine follows it."""
-
     def generate(
         self,
         prompt_token_ids: Sequence[int],
@@ -104,6 +102,10 @@ class FakeAsyncLLM:
         request = self.running.get(request_id)
         if request is not None:
             request.is_aborted = True
+
+    async def check_structured(self, structured: StructuredOutput) -> None:
+        if structured.text == "refuse me":
+            raise InvalidArgument(f"the {structured.kind} cannot be followed: refused by the fake")
 
     def stats(self) -> EngineStats:
         held = len(self.running)

@@ -64,7 +64,15 @@ def run(args: argparse.Namespace) -> int:
         chat_template=read_text(args.chat_template) if args.chat_template else None,
     )
     progress = LoadProgress()
-    asyncio.run(serve(settings, engine, process=not args.in_process, progress=progress, say=status))
+
+    def say(line: str) -> None:
+        progress.finish()
+        status(line)
+
+    try:
+        asyncio.run(serve(settings, engine, process=not args.in_process, progress=progress, say=say))
+    finally:
+        progress.finish()
     return 0
 
 

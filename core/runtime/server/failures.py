@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import NoReturn
 
-from runtime.errors import QueueFull, RuntimeFault
+from runtime.errors import EngineDied, QueueFull, RuntimeFault
 from runtime.server.replies import ErrorBody, ErrorReply, encode
 
 _STATUS = {
@@ -70,7 +70,7 @@ def from_fault(error: RuntimeFault) -> ApiError:
     """The answer for a typed error of the floors below."""
     status = _STATUS.get(error.code, 500)
     headers = {}
-    if isinstance(error, QueueFull):
+    if isinstance(error, (QueueFull, EngineDied)):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     elif status == 503:
         headers["retry-after"] = "1"
@@ -78,12 +78,13 @@ def from_fault(error: RuntimeFault) -> ApiError:
     return ApiError(status, str(error), code=error.code, param=field[1] if field else None, headers=headers)
 
 
-def too_long(num_prompt_tokens: int, max_model_len: int, param: str) -> ApiError:
+def too_long(num_prompt_tokens: int, max_model_len: int, param: str, *, at_least: bool = False) -> ApiError:
     """The answer for a prompt that leaves no room in the context: both numbers, in the text and as fields."""
+    count = f"at least {num_prompt_tokens}" if at_least else str(num_prompt_tokens)
     return ApiError(
         400,
-        f"prompt has {num_prompt_tokens} tokens, context is {max_model_len} and at least one must be left for the "
-        f"answer; shorten it, or start the server with a larger --ctx",
+        f"prompt has {count} tokens, context is {max_model_len} and at least one must be left for the answer; "
+        f"shorten it, or start the server with a larger --ctx",
         code="context_length_exceeded",
         param=param,
         counts=(num_prompt_tokens, max_model_len),

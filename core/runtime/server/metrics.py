@@ -112,7 +112,7 @@ def _engine_families(stats: EngineStats, label: str, state: str) -> Iterator[_Fa
         (("runtime_num_requests_running", "vllm:num_requests_running", "llamacpp:requests_processing"), "gauge",
          "Sequences that take part in steps", stats.num_running),
         (("runtime_num_requests_waiting", "vllm:num_requests_waiting", "llamacpp:requests_deferred"), "gauge",
-         "Requests that wait for their first step", stats.num_waiting),
+         "Requests that wait, preempted ones included", stats.num_waiting),
         (("runtime_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc"), "gauge",
          "Part of the KV blocks that requests hold, 0 .. 1", used),
         (("runtime_kv_blocks",), "gauge", "KV blocks in all", stats.num_blocks),
@@ -123,8 +123,8 @@ def _engine_families(stats: EngineStats, label: str, state: str) -> Iterator[_Fa
          "Tokens looked up in the prefix cache", stats.prefix_cache_queries),
         (("runtime_prefix_cache_hits_total", "vllm:prefix_cache_hits_total"), "counter",
          "Tokens found in the prefix cache", stats.prefix_cache_hits),
-        (("runtime_prompt_tokens_total", "vllm:prompt_tokens_total", "llamacpp:prompt_tokens_total"), "counter",
-         "Tokens of prompts", stats.prompt_tokens),
+        (("runtime_prompt_tokens_computed_total", "llamacpp:prompt_tokens_total"), "counter",
+         "Tokens of prompts that were computed; those found in the prefix cache are not", stats.prompt_tokens),
         (("runtime_generation_tokens_total", "vllm:generation_tokens_total", "llamacpp:tokens_predicted_total"),
          "counter", "Generated tokens", stats.generation_tokens),
         (("runtime_num_preemptions_total", "vllm:num_preemptions_total"), "counter",
@@ -161,6 +161,8 @@ def _server_families(metrics: Metrics, label: str) -> Iterator[_Family]:
         samples = list(_histogram(histogram, label))
         yield _Family(f"runtime_{name}", "histogram", text, samples)
         yield _Family(f"vllm:{alias}", "histogram", text, samples)
+    for name in ("runtime_prompt_tokens_total", "vllm:prompt_tokens_total"):
+        yield _Family(name, "counter", "Tokens of prompts", [(f"{{{label}}}", metrics.prompt_tokens.total)])
     yield _Family(
         "runtime_http_responses_total",
         "counter",

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from runtime.server.failures import bad_request
+from runtime.server.failures import bad_request, too_long
 from runtime.server.requests import MAX_INPUTS, ChatCompletionRequest, PromptInput, TokenizeRequest
 
 if TYPE_CHECKING:
     from runtime.engine.async_llm import AsyncLLM
+    from runtime.tokenizer import Tokenizer
 
 T = TypeVar("T")
 INLINE_CHARS = 2048
 """Longer texts are tokenised in a thread: shorter ones take less time than the change of threads."""
+_MARGIN = 4
+"""Normalisation makes texts shorter, but not by so much: NFC writes at most three characters as one."""
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "continue_final_message", "documents")
 _RESERVED = ("messages", "tools", *_TEMPLATE_ARGUMENTS)
 
@@ -34,7 +38,9 @@ async def chat_prompt(llm: AsyncLLM, request: ChatCompletionRequest | TokenizeRe
             arguments[name] = value
 
     def render() -> list[int]:
-        return llm.tokenizer.encode_chat(llm.render_chat(messages, tools=_tools(request), **arguments))
+        text = llm.render_chat(messages, tools=_tools(request), **arguments)
+        _refuse_hopeless(llm, text, "messages")
+        return llm.tokenizer.encode_chat(text)
 
     try:
         return await off_the_loop(render, sum(len(str(m.get("content"))) for m in messages))
@@ -50,6 +56,8 @@ async def plain_prompts(
     texts = [p if isinstance(p, str) else None for p in prompts]
 
     def encode() -> list[list[int]]:
+        for text in texts:
+            _refuse_hopeless(llm, text or "", param)
         return [llm.tokenizer.encode(p, add_special) if isinstance(p, str) else p for p in prompts]
 
     return await off_the_loop(encode, sum(len(t) for t in texts if t)), texts
@@ -58,6 +66,25 @@ async def plain_prompts(
 async def off_the_loop(work: Callable[[], T], num_chars: int) -> T:
     """The result of `work`, computed in a thread where its text is long."""
     return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)
+
+
+def _refuse_hopeless(llm: AsyncLLM, text: str, param: str) -> None:
+    """Raise for a text that could not fit if all its tokens were the longest of the vocabulary.
+
+    Tokenising some megabytes takes seconds of the processor that the answers of others need.
+    """
+    tokenizer = llm.tokenizer
+    if len(text) <= _MARGIN * llm.max_model_len or tokenizer.model not in ("bpe", "spm", "bytes"):
+        return  # elsewhere a token for whatever is unknown can stand for any length
+    least = len(text.encode("utf-8", "replace")) // (_MARGIN * _longest_token(tokenizer))
+    if least > llm.max_model_len:
+        raise too_long(least, llm.max_model_len, param, at_least=True)
+
+
+@lru_cache(maxsize=1)
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest token of a vocabulary."""
+    return max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
 
 
 def _as_prompts(given: PromptInput, param: str) -> list[str | list[int]]:

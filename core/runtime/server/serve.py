@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import stat
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +48,9 @@ async def serve(
     try:
         llm = await AsyncLLM.start(engine_config, process=process, progress=progress)
         try:
+            await llm.reset_prefix_cache()  # nothing is in it; but the answer brings the engine's first figures
+            for line in llm.status:
+                say(line)
             service = Service(llm, settings)
             server = DrainingServer(service, say)
             await server.serve(sockets=[listener])
@@ -199,8 +201,3 @@ def _answers(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
         return True
-
-
-def say_on_stderr(line: str) -> None:
-    """Tell a person."""
-    print(line, file=sys.stderr, flush=True)
