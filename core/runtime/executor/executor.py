@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend import Buffer, Device, Event, Executable, ReferenceDevice
+from runtime.backend import Buffer, CachesWeights, Device, Event, Executable, ReferenceDevice, WeightSlot
 from runtime.dtypes import TensorSpec, encode
 from runtime.errors import InvalidArgument
 from runtime.executor.boundary import BoundaryBuffers
@@ -32,6 +32,7 @@ class Executor:
     weights     name -> (spec, bytes) of a stored weight; its memory must stay valid until `close`
     state_dims  values of the symbolic dimensions of states, e.g. {"B": number of KV blocks}
     progress    called with (bytes done, bytes in all) while weights are loaded
+    slots       name -> the weight's place in a cache, for devices of `CachesWeights`
 
     Work that is submitted to one device runs in the order of submission. A failed run leaves states undefined where
     the failed region writes them; everything else stays usable.
@@ -44,6 +45,7 @@ class Executor:
         weights: WeightSource | None = None,
         state_dims: Mapping[str, int] | None = None,
         progress: Progress | None = None,
+        slots: Callable[[str], WeightSlot] | None = None,
     ) -> None:
         self.plan = plan
         self._state_dims = dict(state_dims or {})
@@ -59,7 +61,7 @@ class Executor:
             self._before.setdefault(transfer.before_region, []).append(transfer)
         try:
             self._open(devices)
-            self._load(weights, progress)
+            self._load(weights, progress, slots)
             self._compile()
         except BaseException:
             self.close()
@@ -122,7 +124,12 @@ class Executor:
                     f"open: {', '.join(devices) or 'none'}"
                 )
 
-    def _load(self, weights: WeightSource | None, progress: Progress | None) -> None:
+    def _load(
+        self,
+        weights: WeightSource | None,
+        progress: Progress | None,
+        slots: Callable[[str], WeightSlot] | None,
+    ) -> None:
         plan = self.plan
         wanted: dict[str, dict[Value, None]] = {name: {} for name in plan.devices}
         for placed in plan.regions:
@@ -141,7 +148,10 @@ class Executor:
                     if weights is None:
                         raise InvalidArgument(f"graph {plan.graph.name} has weights, and no source of weights is given")
                     stored = plan.placements.converted.get(value.name, value.name)
-                    buffers[value.name] = load_weight(device, value, weights, stored, uses[value])
+                    use: dict[str, Any] = dict(uses[value])
+                    if slots is not None and isinstance(device, CachesWeights):
+                        use["slot"] = slots(value.name)
+                    buffers[value.name] = load_weight(device, value, weights, stored, use)
                     done += value.spec.nbytes()
                     if progress is not None:
                         progress(done, total)
