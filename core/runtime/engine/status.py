@@ -35,6 +35,8 @@ def status_lines(loaded: Loaded) -> tuple[str, ...]:
         parts.append(loaded.plan.summary.line())
     model = f"{loaded.model.name} {main_format(loaded.spec)}"
     parts.append(f"{model}, {loaded.context.describe()}, KV {loaded.kv_format}")
+    if loaded.weight_cache is not None:
+        parts.append(loaded.weight_cache.summary)
     if loaded.config.backend == "auto":
         parts += [f"{r.name} refused: {r.reason}" for r in choice.refused]
     return (*device.notices, " · ".join(parts))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend import Buffer, CachesWeights, Device, Event, Executable, ReferenceDevice, WeightSlot
+from runtime.backend import Buffer, Device, Event, Executable, ReferenceDevice, WeightSlot
 from runtime.dtypes import TensorSpec, encode
 from runtime.errors import InvalidArgument
 from runtime.executor.boundary import BoundaryBuffers
@@ -20,6 +20,7 @@ from runtime.graph import Value
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+WeightSlots = Callable[[Device, str], WeightSlot | None]
 COUNTERS = ("kernels_run", "bytes_uploaded", "bytes_downloaded", "host_compute_ns")
 
 
@@ -32,7 +33,7 @@ class Executor:
     weights     name -> (spec, bytes) of a stored weight; its memory must stay valid until `close`
     state_dims  values of the symbolic dimensions of states, e.g. {"B": number of KV blocks}
     progress    called with (bytes done, bytes in all) while weights are loaded
-    slots       name -> the weight's place in a cache, for devices of `CachesWeights`
+    slots       (device, name) -> the weight's place in a cache, or None
 
     Work that is submitted to one device runs in the order of submission. A failed run leaves states undefined where
     the failed region writes them; everything else stays usable.
@@ -45,7 +46,7 @@ class Executor:
         weights: WeightSource | None = None,
         state_dims: Mapping[str, int] | None = None,
         progress: Progress | None = None,
-        slots: Callable[[str], WeightSlot] | None = None,
+        slots: WeightSlots | None = None,
     ) -> None:
         self.plan = plan
         self._state_dims = dict(state_dims or {})
@@ -128,7 +129,7 @@ class Executor:
         self,
         weights: WeightSource | None,
         progress: Progress | None,
-        slots: Callable[[str], WeightSlot] | None,
+        slots: WeightSlots | None,
     ) -> None:
         plan = self.plan
         wanted: dict[str, dict[Value, None]] = {name: {} for name in plan.devices}
@@ -149,8 +150,9 @@ class Executor:
                         raise InvalidArgument(f"graph {plan.graph.name} has weights, and no source of weights is given")
                     stored = plan.placements.converted.get(value.name, value.name)
                     use: dict[str, Any] = dict(uses[value])
-                    if slots is not None and isinstance(device, CachesWeights):
-                        use["slot"] = slots(value.name)
+                    slot = None if slots is None else slots(device, value.name)
+                    if slot is not None:
+                        use["slot"] = slot
                     buffers[value.name] = load_weight(device, value, weights, stored, use)
                     done += value.spec.nbytes()
                     if progress is not None:
