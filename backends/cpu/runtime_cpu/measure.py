@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from runtime.backend import DeviceInfo, PluginRejected
 from runtime_cpu.native import Library
@@ -18,6 +17,8 @@ def ceilings(library: Library, isa: str, threads: int) -> dict[str, float]:
 
     Reading is timed by the clock on the wall, best of five; the dot products of each thread in its own processor time.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     data = library.rt_allocate(READ_BYTES, True)
     try:
         ctypes.memset(data, 1, READ_BYTES)

@@ -119,6 +119,10 @@ class StringArray(LazyArray):
         stops = [*starts[1:], len(blob)]
         return [blob[start + 8 : stop] for start, stop in zip(starts, stops)]
 
+    def extents(self) -> tuple[memoryview, array[int]]:
+        """Bytes of the whole array, and where each string's eight bytes of length lie; the string itself follows."""
+        return self._view, self._starts
+
     def _read(self) -> list[Any]:
         if self._len >= BULK_STRINGS:
             strings = self._read_in_bulk()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from runtime.errors import MalformedFile, Unsupported
+from runtime.tokenizer.merge_table import MergeTable
 from runtime.tokenizer.merging import (
     SPACE_MARK,
     BytePairWords,
@@ -24,6 +25,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _PREFIX: Final = "tokenizer.ggml."
 _TEMPLATE: Final = "tokenizer.chat_template"
 _KINDS = ("bert", "gemma4", "gpt2", "llama")
+MERGES_FOR_TABLE = 1024
+"""Fewer are as quick in a dictionary, without numpy."""
 _PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 
@@ -230,9 +233,7 @@ def _check_no_duplicates(texts: list[str], ids: dict[str, int]) -> None:
 def _load_bpe(tokens: _Tokens, *, default_pre: str) -> tuple[Vocabulary, FragmentEncoder]:
     keys, size = tokens.keys, len(tokens.texts)
     rule = find_pretokenizer(keys.string("pre", default_pre) if default_pre == "default" else default_pre)
-    merges = keys.items("merges", (str,))
-    if merges is None:
-        raise MalformedFile(f"{_PREFIX}merges is missing; byte pair encoding needs its merges")
+    merges = _merges(keys)
     bos_id, eos_id = keys.token_id("bos", size), keys.token_id("eos", size)
     vocabulary, always, parsed = tokens.build(
         "bpe",
@@ -241,15 +242,29 @@ def _load_bpe(tokens: _Tokens, *, default_pre: str) -> tuple[Vocabulary, Fragmen
         eos_id,
         **tokens.edges(bos_id, eos_id, add_bos=rule.add_bos, add_eos=False),
     )
-    mergeable = dict(tokens.ids)
-    for token_id in vocabulary.special.hidden_ids:
-        mergeable.pop(tokens.texts[token_id], None)
     words: WordEncoder = BytePairWords(
-        mergeable, merges, rule.splitter(), byte_level=rule.byte_level, whole_words=rule.whole_words
+        tokens.ids,
+        merges,
+        rule.splitter(),
+        byte_level=rule.byte_level,
+        whole_words=rule.whole_words,
+        hidden_ids=vocabulary.special.hidden_ids,
     )
     if not rule.byte_level:
         words = _SpaceMarked(words)
     return vocabulary, FragmentEncoder(words, always, parsed)
+
+
+def _merges(keys: _Keys) -> list[str] | MergeTable:
+    """The merges as a table over the bytes of the file where it shows them, which spares a string for each."""
+    stored = keys.metadata.get(_PREFIX + "merges")
+    extents = getattr(stored, "extents", None)
+    if extents is not None and len(stored) >= MERGES_FOR_TABLE:
+        return MergeTable(*extents())
+    merges = keys.items("merges", (str,))
+    if merges is None:
+        raise MalformedFile(f"{_PREFIX}merges is missing; byte pair encoding needs its merges")
+    return merges
 
 
 @dataclass(frozen=True)
