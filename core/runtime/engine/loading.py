@@ -196,6 +196,7 @@ def _assemble(
     )
     loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine, cache)
     loaded.status = status_lines(loaded)
+    model.file.release_all()  # compiling and the tokenizer have read some pages again
     return loaded
 
 
@@ -222,7 +223,6 @@ def _load_weights(
     if cache is not None and not cache.is_sound():
         executor.close()
         executor = Executor(plan, devices, weights, state_dims, progress, slots)
-    weights.release_all()
     if cache is not None:
         cache.write()
     return executor

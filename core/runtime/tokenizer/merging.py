@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from runtime.tokenizer.merge_table import MergeTable
+from runtime.tokenizer.string_table import StringTable
 
 __all__ = [
     "BYTE_TO_CHAR",
@@ -131,8 +131,8 @@ class BytePairWords(_Words):
 
     def __init__(
         self,
-        vocab: Mapping[str, int],
-        merges: Sequence[str] | MergeTable,
+        vocab: Mapping[str, int] | StringTable,
+        merges: Sequence[str] | StringTable,
         split: Callable[[str], Sequence[str]],
         *,
         byte_level: bool = True,
@@ -142,7 +142,7 @@ class BytePairWords(_Words):
         super().__init__(split)
         self._vocab = vocab
         self._hidden_ids = hidden_ids
-        self._rank = merges.find if isinstance(merges, MergeTable) else dict(zip(merges, range(len(merges)))).get
+        self._rank = merges.get if isinstance(merges, StringTable) else dict(zip(merges, range(len(merges)))).get
         self._byte_level = byte_level
         self._whole_words = whole_words
 
