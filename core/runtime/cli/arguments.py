@@ -54,6 +54,13 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weight_cache(parser: argparse.ArgumentParser) -> None:
+    """Where a verb that loads a model keeps its packed weights."""
+    parser.add_argument(
+        "--weight-cache", metavar="DIR", help="keep packed weights in this folder, which makes the next start a map"
+    )
+
+
 def placement(args: argparse.Namespace) -> dict[str, Any]:
     """The parsed placement options as arguments of `LLM` and `EngineConfig`."""
     return {
