@@ -19,6 +19,7 @@ VERBS = {
     "tokenize": "show the tokens of a text",
     "plan": "show where a model would run and what memory it takes",
     "bench": "measure prefill and decoding beside the limits of the machine",
+    "plugin": "begin a backend of your own",
 }
 
 VERB_GROUP = "runtime.verbs"
