@@ -50,6 +50,11 @@ class Site:
         points = f"[runtime.backends.v1]\n{name} = {name}_rt:plugin\n"
         _write_info(self.site, f"{name}-rt", version, points)
 
+    def add(self, *folders: Path) -> None:
+        """Folders that hold installed packages of their own."""
+        before = self.environment["PYTHONPATH"]
+        self.environment["PYTHONPATH"] = os.pathsep.join([*map(str, folders), before])
+
     def run(self, *command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command; stdout and stderr apart."""
         return subprocess.run(
