@@ -109,3 +109,10 @@ def test_the_smallest_backend_is_under_sixty_lines_and_imports_only_the_contract
     assert len(source.splitlines()) < 60
     modules = re.findall(r"^\s*(?:from|import) (\S+)", source, flags=re.M)
     assert set(modules) == {"__future__", "typing", "runtime.backend", "numpy.typing"}
+
+
+def test_the_workflow_of_vendor_ci_is_that_of_a_new_package() -> None:
+    page = (ROOT / "docs/vendor-ci.md").read_text("utf-8")
+    assert [b.text for b in blocks(page) if b.language == "yaml"] == [
+        (TEMPLATES / "ci.yml.template").read_text("utf-8")
+    ]
