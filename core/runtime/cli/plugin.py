@@ -114,12 +114,14 @@ def _require_free_name(name: str) -> None:
     from runtime.registry import discover
 
     found = discover()
-    for backend in (*found.loaded, *found.rejected):
-        if backend.name == name:
-            raise InvalidArgument(
-                f"there is a backend '{name}' already, in {backend.distribution} {backend.version}",
-                remedy=f"choose another name, or remove it: pip uninstall {backend.distribution}",
-            )
+    owners = {b.name: f"{b.distribution} {b.version}" for b in found.loaded}
+    owners |= {r.name: f"{r.distribution} {r.version}" for r in found.rejected}
+    if name in owners:
+        distribution = owners[name].partition(" ")[0]
+        raise InvalidArgument(
+            f"there is a backend '{name}' already, in {owners[name]}",
+            remedy=f"choose another name, or remove it: pip uninstall {distribution}",
+        )
     spec = find_spec(f"runtime_{name}")
     if spec is not None:
         raise InvalidArgument(
