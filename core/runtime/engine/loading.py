@@ -214,7 +214,7 @@ def _assemble(
         rows = config.max_num_batched_tokens
         graph = step_graph(model.spec, config, context, kv_format, output="hidden", max_num_logits=rows)
         plan = plan_graph(graph, config, manifests, state_dims)
-        weights = WeightReader(model.spec, model.file)
+        weights = WeightReader(model.spec, model.file, before_each=model.background.check)
         return Executor(plan, devices, weights, state_dims=state_dims, shared=executor)
 
     mover = BlockMover(executor, planned, devices, state_dims)
