@@ -21,6 +21,7 @@ $(VENV)/.base: pyproject.toml
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.base plugins/example/pyproject.toml
+	$(call extra,serve)
 	$(call extra,dev)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./plugins/example
 	@touch $@

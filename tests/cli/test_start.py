@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("numpy", "tokenizers", "jinja2", "pluggy", "gguf", "torch")
+HEAVY = ("numpy", "tokenizers", "jinja2", "pluggy", "gguf", "torch", "starlette", "uvicorn", "msgspec", "asyncio")
 
 
 def fastest_ms(code: str, environment: dict[str, str], runs: int = 5) -> float:

@@ -6,19 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from runtime import __version__
 
 VERBS = {
     "run": "answer a prompt, or chat",
+    "serve": "serve a model over HTTP, behind the OpenAI interface",
     "backends": "list backends and devices, and why others were refused",
     "doctor": "check every backend stage by stage",
     "inspect": "show what a model file holds, by its header alone",
     "tokenize": "show the tokens of a text",
     "plan": "show where a model would run and what memory it takes",
     "bench": "measure prefill and decoding beside the limits of the machine",
+    "bench serve": "load a server as users do: first token, gaps, tokens per second",
+    "plugin": "begin a backend of your own",
 }
 
 VERB_GROUP = "runtime.verbs"
@@ -41,15 +43,16 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code (0 done, 2 refused or failed, 130 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = arguments[0] if arguments else "--help"
-    module = import_module(f"runtime.cli.{verb}") if verb in VERBS else _installed_verb(verb)
+    size = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:size]) or "--help"
+    module = import_module(f"runtime.cli.{verb.replace(' ', '_')}") if verb in VERBS else _installed_verb(verb)
     if module is None:
         return _top_level(arguments)
     parser = Parser(prog=f"runtime {verb}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     module.add_arguments(parser)
     from runtime.cli.output import guarded
 
-    args = parser.parse_args(arguments[1:])
+    args = parser.parse_args(arguments[size:])
     return guarded(lambda: module.run(args), as_json=getattr(args, "json", False))
 
 
@@ -57,11 +60,15 @@ def _installed_verb(verb: str) -> Any:
     """The module of a verb that another package brings, or None; it has a docstring, add_arguments and run."""
     if not verb.isidentifier():
         return None
+    from importlib.metadata import entry_points  # takes as long as all else; the verbs above need it only if they run
+
     found = next(iter(entry_points(group=VERB_GROUP, name=verb)), None)
     return None if found is None else found.load()
 
 
 def _top_level(arguments: Sequence[str]) -> int:
+    from importlib.metadata import entry_points
+
     others = {e.name: f"from {e.value.partition('.')[0]}" for e in entry_points(group=VERB_GROUP)}
     known = VERBS | {name: SUITE_VERBS.get(name, text) for name, text in sorted(others.items()) if name not in VERBS}
     width = max(map(len, known))

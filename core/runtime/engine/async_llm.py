@@ -24,6 +24,7 @@ from runtime.engine.messages import (
     Embed,
     Failed,
     Message,
+    PrepareGrammars,
     Progress,
     Ready,
     ResetPrefixCache,
@@ -32,6 +33,7 @@ from runtime.engine.messages import (
 from runtime.engine.request_stream import RequestStream
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.stats import EngineStats
+from runtime.engine.structured import Grammars, StructuredOutput
 from runtime.engine.validation import check_request, check_text
 from runtime.errors import EngineDied, InvalidArgument, QueueFull
 from runtime.tokenizer import Tokenizer
@@ -81,6 +83,7 @@ class AsyncLLM:
         self._stats = self._earlier = EngineStats()
         self._last_sign = time.monotonic()
         self._deaths = 0
+        self._grammars: Grammars | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._death: EngineDied | None = None
         self._is_closing = False
@@ -136,12 +139,24 @@ class AsyncLLM:
         request_id = request_id or f"request-{next(self._ids)}"
         if request_id in self._streams:
             raise InvalidArgument(f"request id '{request_id}' is in use")
+        if params.structured is not None:
+            self._known_grammars().check(params.structured)
         self._check_alive()
         self._check_room(params.n)
         stream = RequestStream(request_id, params.n, self._abandon)
         self._send(Add(request_id, pack_token_ids(prompt_token_ids), params, priority, tenant, timeout_s))
         self._streams[request_id] = stream
         return stream
+
+    async def check_structured(self, structured: StructuredOutput) -> None:
+        """Raise InvalidArgument unless all of a grammar can be enforced; Unsupported without llguidance.
+
+        `generate` does the same, in the thread of the event loop. The first call may take seconds.
+        """
+        grammars = self._known_grammars()
+        if not grammars.is_prepared:
+            self._send(PrepareGrammars())
+        await asyncio.to_thread(grammars.check, structured)
 
     async def embed(self, token_ids: Sequence[int], pooling: Pooling = "last") -> list[float]:
         """The hidden state after the last norm, of the last token or the mean of all, scaled to length 1."""
@@ -190,7 +205,7 @@ class AsyncLLM:
 
     # --- the way to the engine
 
-    def _send(self, command: Add | Abort | Embed | ResetPrefixCache) -> None:
+    def _send(self, command: Add | Abort | Embed | ResetPrefixCache | PrepareGrammars) -> None:
         if not self._streams and not self._calls:
             self._last_sign = time.monotonic()
         self._link.send(command)
@@ -208,6 +223,11 @@ class AsyncLLM:
         """The caller has gone away."""
         self._streams.pop(request_id, None)
         self._send(Abort(request_id))
+
+    def _known_grammars(self) -> Grammars:
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self.vocab_size)
+        return self._grammars
 
     def _check_alive(self) -> None:
         if self._state not in ("ready", "stuck"):

@@ -46,3 +46,8 @@ class Detokenizer:
             self.finish_reason, self.stop_reason = "stop", self._stop.matched
             return text
         return text + self._stop.flush()
+
+    def complete(self) -> str:
+        """The rest of the text where nothing more can follow; the request ends with "stop"."""
+        self.finish_reason = "stop"
+        return self.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from runtime.engine.sampler import Sampled, Sampler
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.scheduler import Schedule, Scheduled, Scheduler
 from runtime.engine.stats import EngineStats
-from runtime.engine.structured import StructuredOutput, TokenMatcher
+from runtime.engine.structured import Grammars, StructuredOutput, TokenMatcher
 from runtime.engine.validation import check_request, check_text
 from runtime.errors import InvalidArgument, RuntimeFault, Unsupported
 from runtime.tokenizer import Tokenizer
@@ -25,13 +25,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MakeMatcher = Callable[[StructuredOutput], TokenMatcher]
-
 
 class Engine:
     """Serves requests from one model on its devices. It belongs to one thread.
 
-    make_matcher   follows a grammar; without one, requests with structured output are refused
+    grammars       follows grammars; without it, requests with structured output are refused
     hidden_states  computes embeddings; without it they are refused
     """
 
@@ -44,7 +42,7 @@ class Engine:
         tokenizer: Tokenizer,
         vocab_size: int,
         max_model_len: int,
-        make_matcher: MakeMatcher | None = None,
+        grammars: Grammars | None = None,
         hidden_states: HiddenStates | None = None,
     ) -> None:
         self.runner = runner
@@ -53,7 +51,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
-        self._make_matcher = make_matcher
+        self.grammars = grammars
         self._hidden_states = hidden_states
         self._samples: dict[str, list[Request]] = {}
         self._detokenizers: dict[Request, Detokenizer] = {}
@@ -232,13 +230,17 @@ class Engine:
             return self._fail(request, sampled.error)
         request.output_token_ids.append(sampled.token_id)
         self._generation_tokens += 1
+        is_complete = False
         if request.matcher is not None:
             try:
                 request.matcher.advance(sampled.token_id)
+                is_complete = request.matcher.is_stopped
             except RuntimeFault as fault:
                 return self._fail(request, fault)
         detokenizer = self._detokenizers[request]
         text = detokenizer.push(sampled.token_id)
+        if is_complete and detokenizer.finish_reason is None:
+            text += detokenizer.complete()
         if detokenizer.finish_reason is not None:
             self._finish(request, detokenizer.finish_reason)
         is_first = len(request.output_token_ids) == 1
@@ -301,9 +303,9 @@ class Engine:
     def _matcher(self, structured: StructuredOutput | None) -> TokenMatcher | None:
         if structured is None:
             return None
-        if self._make_matcher is None:
+        if self.grammars is None:
             raise Unsupported(f"output of the kind {structured.kind} was asked for, and nothing here follows grammars")
-        return self._make_matcher(structured)
+        return self.grammars.matcher(structured)
 
 
 def _raise_if_fatal(fault: RuntimeFault) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +11,17 @@ from typing import Any
 
 from runtime.engine.embedding import EmbeddingJob
 from runtime.engine.engine import Engine
-from runtime.engine.messages import Abort, Add, Batch, Command, Embed, Message, ResetPrefixCache, unpack_token_ids
+from runtime.engine.messages import (
+    Abort,
+    Add,
+    Batch,
+    Command,
+    Embed,
+    Message,
+    PrepareGrammars,
+    ResetPrefixCache,
+    unpack_token_ids,
+)
 from runtime.engine.request import RequestOutput
 from runtime.errors import RuntimeFault
 
@@ -59,8 +70,15 @@ class EngineLoop:
             elif isinstance(command, ResetPrefixCache):
                 self._engine.reset_prefix_cache()
                 self._answers.append((command.call_id, None))
+            elif isinstance(command, PrepareGrammars):
+                self._prepare_grammars()
             else:
                 return False
+
+    def _prepare_grammars(self) -> None:
+        grammars = self._engine.grammars
+        if grammars is not None and not grammars.is_prepared:
+            threading.Thread(target=grammars.prepare, name="grammars", daemon=True).start()
 
     def _add(self, command: Add) -> None:
         try:

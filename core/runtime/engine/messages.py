@@ -56,11 +56,16 @@ class ResetPrefixCache:
 
 
 @dataclass(frozen=True)
+class PrepareGrammars:
+    """Structured output will be asked for: build what it needs, beside the steps."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """Abort everything and end the loop."""
 
 
-Command = Add | Abort | Embed | ResetPrefixCache | Stop
+Command = Add | Abort | Embed | ResetPrefixCache | PrepareGrammars | Stop
 
 
 # --- from the loop

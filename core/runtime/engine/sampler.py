@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.engine.random import uniform
 from runtime.engine.request import PositionLogprobs, Request, TokenLogprob
 from runtime.engine.sampling_graph import PENALTY_INPUTS, ROW_INPUTS, SamplingVariant, build_sampling_graph
-from runtime.errors import NumericFault
+from runtime.errors import NumericFault, RuntimeFault
 from runtime.executor import Executor
 from runtime.graph import Graph
 
@@ -25,7 +25,7 @@ class Sampled:
 
     token_id: int
     logprobs: PositionLogprobs | None = None
-    error: NumericFault | None = None
+    error: RuntimeFault | None = None
 
 
 class Sampler:
@@ -62,17 +62,23 @@ class Sampler:
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
+        allowed, faults = _allowed(requests)
         # With penalties even a greedy choice goes through `sample`, which tells when nothing is left to choose.
         choice = penalties or any(r.params.temperature > 0 for r in requests)
-        variant = SamplingVariant(penalties, choice, max(wanted, default=None))
+        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(allowed and wanted))
         inputs: dict[str, Any] = {"logits": logits}
+        if allowed:  # log-probabilities are the model's own, so they need the logits as they were
+            inputs["allowed_logits" if wanted else "logits"] = _constrained(logits, allowed, copy=bool(wanted))
         dims = {"R": len(requests), "H": 1, "X": 1}
         if variant.penalties:
             inputs |= _penalty_inputs(requests, bans, dims)
         if variant.random:
             inputs |= _row_inputs(requests)
         outputs = self._executor(variant).run(inputs, dims)
-        return [self._sampled(outputs, i, r, bool(finite[i])) for i, r in enumerate(requests)]
+        return [
+            Sampled(-1, error=faults[i]) if i in faults else self._sampled(outputs, i, r, bool(finite[i]))
+            for i, r in enumerate(requests)
+        ]
 
     def close(self) -> None:
         """Free the compiled graphs."""
@@ -124,9 +130,31 @@ def _fault(request: Request, what: str) -> NumericFault:
 
 def _has_penalties(request: Request) -> bool:
     p = request.params
-    return bool(
-        p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty or p.logit_bias or request.matcher
-    )
+    return bool(p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty or p.logit_bias)
+
+
+def _allowed(requests: Sequence[Request]) -> tuple[dict[int, NDArray[np.bool_]], dict[int, RuntimeFault]]:
+    """By row: the tokens that the request's grammar allows, or why it cannot tell."""
+    allowed: dict[int, NDArray[np.bool_]] = {}
+    faults: dict[int, RuntimeFault] = {}
+    for i, request in enumerate(requests):
+        if request.matcher is not None:
+            try:
+                allowed[i] = request.matcher.mask()
+            except RuntimeFault as fault:
+                faults[i] = fault
+    return allowed, faults
+
+
+def _constrained(
+    logits: NDArray[np.float32], allowed: Mapping[int, NDArray[np.bool_]], *, copy: bool
+) -> NDArray[np.float32]:
+    import numpy as np
+
+    result = logits.copy() if copy else logits
+    for row, mask in allowed.items():
+        np.copyto(result[row], np.float32(-np.inf), where=~mask)
+    return result
 
 
 def _row_inputs(requests: Sequence[Request]) -> dict[str, NDArray[Any]]:
@@ -149,18 +177,17 @@ def _penalty_inputs(
 
     counts = [Counter(r.output_token_ids) for r in requests]
     histories = [sorted(set(r.prompt_token_ids) | set(c)) for r, c in zip(requests, counts)]
-    biases = [_biases(r, ban) for r, ban in zip(requests, bans)]
+    biases = [dict(r.params.logit_bias) | dict.fromkeys(ban, -np.inf) for r, ban in zip(requests, bans)]
     dims["H"] = max(1, *map(len, histories))
-    dims["X"] = max(1, *(len(ids) for ids, _ in biases))
+    dims["X"] = max(1, *map(len, biases))
     n = len(requests)
     history_ids, output_counts = np.full((n, dims["H"]), -1, np.int32), np.zeros((n, dims["H"]), np.int32)
     bias_ids, bias_values = np.full((n, dims["X"]), -1, np.int32), np.zeros((n, dims["X"]), np.float32)
     for i in range(n):
         history_ids[i, : len(histories[i])] = histories[i]
         output_counts[i, : len(histories[i])] = [counts[i][t] for t in histories[i]]
-        ids, values = biases[i]
-        bias_ids[i, : len(ids)] = ids
-        bias_values[i, : len(ids)] = values
+        bias_ids[i, : len(biases[i])] = list(biases[i])
+        bias_values[i, : len(biases[i])] = list(biases[i].values())
     inputs = {
         "history_ids": history_ids,
         "output_counts": output_counts,
@@ -170,19 +197,3 @@ def _penalty_inputs(
     for name in PENALTY_INPUTS:
         inputs[name] = np.array([getattr(r.params, f"{name}_penalty") for r in requests], np.float32)
     return inputs
-
-
-def _biases(request: Request, ban: frozenset[int]) -> tuple[Sequence[int] | NDArray[Any], Any]:
-    """Token ids and what is added to their logits: -inf for those that the request's grammar excludes now."""
-    import numpy as np
-
-    addends = dict(request.params.logit_bias) | dict.fromkeys(ban, -np.inf)
-    if request.matcher is None:
-        return list(addends), list(addends.values())
-    allowed = request.matcher.mask().copy()
-    allowed[[t for t in addends if t < len(allowed) and addends[t] == -np.inf]] = False
-    banned = np.flatnonzero(~allowed)
-    others = [t for t in addends if t < len(allowed) and allowed[t]]
-    ids = np.concatenate([banned, np.array(others, banned.dtype)])
-    values = np.concatenate([np.full(len(banned), -np.inf), [addends[t] for t in others]])
-    return ids, values

@@ -11,11 +11,18 @@ from runtime.graph import Graph, GraphBuilder, Value
 
 @dataclass(frozen=True)
 class SamplingVariant:
-    """What a batch needs: penalties or biases, random choice (else argmax), log-probabilities (how many, or None)."""
+    """What a batch needs.
+
+    penalties     penalties or biases
+    random        random choice; else argmax
+    num_logprobs  how many log-probabilities to report, or None
+    constrained   the choice is from other logits than those whose probabilities are reported
+    """
 
     penalties: bool = False
     random: bool = False
     num_logprobs: int | None = None
+    constrained: bool = False
 
 
 ROW_INPUTS = ("temperature", "top_p", "min_p", "typical_p", "uniform")
@@ -30,7 +37,9 @@ def build_sampling_graph(vocab_size: int, variant: SamplingVariant, *, max_num_s
     dims = {"R": Span(1, max_num_seqs), "H": Span(1, max_model_len), "X": Span(1, vocab_size)}
     b = GraphBuilder("sampling", dims)
     logits = b.input("logits", "f32", ("R", vocab_size))
-    chosen_from = _penalized(b, logits) if variant.penalties else logits
+    chosen_from = b.input("allowed_logits", "f32", ("R", vocab_size)) if variant.constrained else logits
+    if variant.penalties:
+        chosen_from = _penalized(b, chosen_from)
     if variant.random:
         row: dict[str, Any] = {name: b.input(name, "f32", ("R",)) for name in ROW_INPUTS}
         top_k = b.input("top_k", "i32", ("R",))
