@@ -265,7 +265,9 @@ def test_a_text_that_cannot_fit_is_refused_without_being_tokenised(
         (CHAT, {"messages": [{"role": "user", "content": "é" * 10_000}]}),
     ):
         error = post(fake, path, body).json()["error"]
-        assert error["message"].startswith("prompt has at least 125")  # 20 000 bytes, a margin of 4, no token longer than </s>
+        assert error["message"].startswith(
+            "prompt has at least 125"
+        )  # 20 000 bytes, a margin of 4, no token longer than </s>
         assert error["code"] == "context_length_exceeded"
 
 

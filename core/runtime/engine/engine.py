@@ -97,7 +97,7 @@ class Engine:
             self.scheduler.add(request)
         self._samples[request_id] = list(samples)
         if deadline is not None:
-            heapq.heappush(self._deadlines, (deadline, samples[0].arrival, tuple(samples)))
+            self._remember_deadline(deadline, tuple(samples))
         return tuple(samples)
 
     def step(self) -> list[RequestOutput]:
@@ -271,6 +271,14 @@ class Engine:
         self.scheduler.pace.record(num_decoding, schedule.num_tokens - num_decoding, seconds)
 
     # --- ends
+
+    def _remember_deadline(self, deadline: float, samples: tuple[Request, ...]) -> None:
+        """Those of finished requests are forgotten when they are most of all: memory follows the requests alive."""
+        if len(self._deadlines) > 2 * len(self._samples) + 64:
+            alive = [d for d in self._deadlines if any(r.state is not RequestState.FINISHED for r in d[2])]
+            heapq.heapify(alive)
+            self._deadlines = alive
+        heapq.heappush(self._deadlines, (deadline, samples[0].arrival, samples))
 
     def _expire(self) -> list[RequestOutput]:
         outputs = []

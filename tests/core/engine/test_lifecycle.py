@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -122,6 +124,19 @@ def test_random_events_leave_a_full_pool(num_events: int) -> None:
     assert set(reasons) == {"length", "aborted", "error", "timeout"}
     assert preemptions > 50
     assert hits > 500
+
+
+def test_nothing_is_kept_of_finished_requests() -> None:
+    engine = null_engine(Scheduler(BlockPool(24, BLOCK_SIZE), 4, 16, enable_prefix_caching=True))
+    references = []
+    for i in range(500):
+        (request,) = engine.add_request([20 + i % 100] * 9, SamplingParams(max_tokens=2, seed=1), timeout_s=1000)
+        references.append(weakref.ref(request))
+        del request
+        while engine.has_work:
+            engine.step()
+    gc.collect()
+    assert sum(reference() is not None for reference in references) < 100
 
 
 def test_a_tiny_pool_serves_many_long_requests_with_preemptions_and_the_same_tokens() -> None:
