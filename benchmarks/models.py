@@ -50,6 +50,7 @@ SHAPES: dict[str, Shape] = {
         qk_norm=True, tied=False, num_experts=16, num_experts_used=4,
     ),
     "llama-small": Shape("llama", 4, 512, 1024, 8, 2, 64, 2048, 8192, 5e5, rope_scaling=_LLAMA3),
+    "llama-wide": Shape("llama", 2, 2048, 8192, 32, 8, 64, 8192, 8192, 5e5, rope_scaling=_LLAMA3),
     "qwen3-small": Shape("qwen3", 4, 512, 1024, 4, 2, 128, 2048, 8192, 1e6, 1e-6, qk_norm=True),
     "qwen3-moe-small": Shape(
         "qwen3moe", 4, 512, 256, 8, 2, 64, 2048, 8192, 1e6, 1e-6,

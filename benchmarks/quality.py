@@ -26,6 +26,7 @@ from runtime.models.demo import demo_model_path
 
 Logits = NDArray[np.float64]
 NUM_TOKENS = 64
+"""Of each prompt."""
 _BLOCK_SIZE = 16
 
 
@@ -85,16 +86,26 @@ def llama_cpp_logits(path: Path, token_ids: Sequence[int], threads: int) -> Logi
         return peer.forward(token_ids, range(n), [0] * n, range(n)).astype(np.float64)
 
 
-def divergence(expected: Logits, found: Logits) -> dict[str, float]:
-    """Of the distributions after every token: KL in nats, difference of logits, share of equal first choices."""
-    log_p, log_q = _log_softmax(expected), _log_softmax(found)
-    kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+def divergence(expected: Sequence[Logits], found: Sequence[Logits]) -> dict[str, float]:
+    """Of the distributions after every token of every prompt: KL in nats and the standard error of its mean over the
+    prompts, difference of logits, share of equal first choices."""
+    means = np.array([kl_divergence(e, f).mean() for e, f in zip(expected, found, strict=True)])
+    expected, found = np.concatenate(expected), np.concatenate(found)
+    kl = kl_divergence(expected, found)
     return {
         "mean_kl": float(kl.mean()),
+        "mean_kl_error": float(means.std(ddof=1) / np.sqrt(means.size)) if means.size > 1 else float("nan"),
         "max_kl": float(kl.max()),
         "rms_difference": float(np.sqrt(np.mean((expected - found) ** 2)) / expected.std()),
         "same_choice": float(np.mean(expected.argmax(-1) == found.argmax(-1))),
     }
+
+
+def kl_divergence(expected: Logits, found: Logits) -> NDArray[np.float64]:
+    """Of each row, in nats."""
+    log_p, log_q = _log_softmax(expected), _log_softmax(found)
+    kl: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    return kl
 
 
 def _log_softmax(logits: Logits) -> Logits:
@@ -124,6 +135,7 @@ def main() -> int:
     parser.add_argument("--format", default="", metavar="F,..", help=f"of {', '.join([*FORMATS, *MIXTURES])}")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--kv-format", help="of this runtime (the backend's own choice)")
+    parser.add_argument("--prompts", type=int, default=1, metavar="N", help=f"of {NUM_TOKENS} random tokens each (1)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer", action="store_true", help="llama.cpp too")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -134,18 +146,20 @@ def main() -> int:
     if args.peer:
         engines["llama.cpp"] = lambda path, ids: llama_cpp_logits(path, ids, args.threads)
     results: list[dict[str, Any]] = []
-    print(f"{'':28}{'engine':12}{'mean KL':>10}{'max KL':>10}{'rms':>10}{'same choice':>13}")
+    print(f"{'':28}{'engine':12}{'mean KL':>10}{'+-':>9}{'max KL':>10}{'rms':>10}{'same choice':>13}")
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files(args, Path(folder)):
             with open_model(path) as model:
                 vocab_size = describe_model(model.kind, model.metadata, model.tensors).vocab_size
-            token_ids = [int(i) for i in np.random.default_rng(5).integers(0, vocab_size, NUM_TOKENS)]
-            expected = reference_logits(path, token_ids)
+            draw = np.random.default_rng(5)
+            prompts = [draw.integers(0, vocab_size, NUM_TOKENS).tolist() for _ in range(args.prompts)]
+            expected = [reference_logits(path, prompt) for prompt in prompts]
             for engine, logits in engines.items():
-                found = divergence(expected, logits(path, token_ids))
+                found = divergence(expected, [logits(path, prompt) for prompt in prompts])
                 results.append({"model": name, "engine": engine, **found})
                 print(
-                    f"{name:28}{engine:12}{found['mean_kl']:10.2e}{found['max_kl']:10.2e}"
+                    f"{name:28}{engine:12}{found['mean_kl']:10.2e}{found['mean_kl_error']:9.1e}"
+                    f"{found['max_kl']:10.2e}"
                     f"{found['rms_difference']:10.2e}{found['same_choice']:13.3f}",
                     flush=True,
                 )

@@ -16,6 +16,8 @@ TYPE_CHECKING = False  # type checkers know the name; importing `typing` would t
 if TYPE_CHECKING:
     from typing import Any
 
+    from runtime.engine.async_llm import AsyncLLM
+    from runtime.engine.config import EngineConfig
     from runtime.engine.files import load_tokenizer
     from runtime.engine.llm import LLM
     from runtime.engine.request import Completion, PositionLogprobs, RequestOutput, TokenLogprob
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncLLM": "runtime.engine.async_llm",
+    "EngineConfig": "runtime.engine.config",
     "LLM": "runtime.engine.llm",
     "Completion": "runtime.engine.request",
     "PositionLogprobs": "runtime.engine.request",
@@ -39,7 +43,9 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "Completion",
+    "EngineConfig",
     "PositionLogprobs",
     "RequestOutput",
     "RuntimeFault",

@@ -16,6 +16,9 @@ import pytest
 
 from runtime.cli import main
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from plugin_sources import plugin_source
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("RUNTIME_SHARED", ROOT.parent / "shared"))
 TEMPLATE = (
@@ -23,37 +26,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-
-PLUGIN = """
-from runtime.backend import BackendInfo, DeviceInfo, ReferenceDevice, hookimpl, reference_manifest
-from runtime.errors import PluginRejected
-
-class Plugin:
-    @hookimpl
-    def runtime_backend_info(self):
-        return BackendInfo("@name", "tests")
-
-    @hookimpl
-    def runtime_manifest(self):
-        return reference_manifest("@name")
-
-    @hookimpl
-    def @probe(self):
-        @before
-        details = {"isa": "scalar", "threads": "1", "threads_reason": "as always"}
-        return [DeviceInfo(0, "@name chip", 8_000_000_000, 1e6, driver="4.1.7", details=details)]
-
-    @hookimpl
-    def runtime_open(self, device, config):
-        return ReferenceDevice(device, name="@name")
-
-plugin = Plugin()
-"""
-
-
-def plugin_source(name: str, *, probe: str = "runtime_probe", before: str = "pass") -> str:
-    return PLUGIN.replace("@name", name).replace("@probe", probe).replace("@before", before)
-
 
 PLUGINS = {
     "tiny": plugin_source("tiny"),

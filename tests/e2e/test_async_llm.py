@@ -21,7 +21,7 @@ from runtime.engine import async_llm
 from runtime.engine.async_llm import AsyncLLM
 from runtime.engine.config import EngineConfig
 from runtime.engine.links import ProcessLink, ThreadLink
-from runtime.errors import EngineDied, InvalidArgument, QueueFull, RuntimeFault
+from runtime.errors import DeviceLost, EngineDied, InvalidArgument, QueueFull, RuntimeFault
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
 ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -158,6 +158,49 @@ def test_closing_lets_requests_finish_and_refuses_new_ones() -> None:
             llm.generate([5])
         assert (await task)[-1].finish_reason == "length"
         await closing
+
+    run(body)
+
+
+def test_what_is_not_finished_when_the_time_to_drain_is_over_is_aborted() -> None:
+    async def body(llm: AsyncLLM) -> None:
+        task = asyncio.create_task(collect(llm, [5, 6], ENDLESS))
+        await until(lambda: llm.stats().num_running == 1)
+        await llm.close(drain_s=0.05)
+        assert (await task)[-1].finish_reason == "aborted"
+
+    run(body)
+
+
+def test_an_embedding_gets_blocks_although_requests_would_take_them_all() -> None:
+    async def body(llm: AsyncLLM) -> None:
+        texts = [[20 + i] * 40 for i in range(12)]
+        streams = [asyncio.create_task(collect(llm, text, ENDLESS.with_(max_tokens=60))) for text in texts]
+        await until(lambda: llm.stats().num_running > 1)
+        vector = await llm.embed([7] * 120)
+        assert len(vector) > 0
+        assert not all(stream.done() for stream in streams)
+        assert all(outputs[-1].finish_reason == "length" for outputs in await asyncio.gather(*streams))
+        stats = llm.stats()
+        assert stats.num_free_blocks == stats.num_blocks == 4
+
+    run(body, max_model_len=128, num_kv_blocks=4)
+
+
+def test_a_lost_device_ends_an_engine_in_this_process_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        assert isinstance(llm._link, ThreadLink)
+        assert llm._link.loaded is not None
+
+        def lose(parts: Any) -> Any:
+            raise DeviceLost("the device fell off the bus")
+
+        llm._link.loaded.engine.runner.run = lose  # type: ignore[method-assign]
+        with pytest.raises(EngineDied, match="the engine died: the device fell off the bus"):
+            await collect(llm, [5])
+        assert llm.state == "closed"
+        with pytest.raises(EngineDied, match="load the model anew"):
+            llm.generate([5])
 
     run(body)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend import InvalidArgument, OutOfMemory, TensorSpec, host_memory
+from runtime.backend import InvalidArgument, OutOfMemory, TensorSpec, WeightSlot, host_memory
 from runtime_cpu.native import Library
 from runtime_cpu.program import KvCacheStruct, WeightStruct
 
@@ -37,14 +38,14 @@ MAX_CACHE_SIZE = 2**31 - 1
 
 
 class NativeBuffer:
-    """Memory of the system, in large pages where it is large; untouched pages take nothing."""
+    """Memory of the system, on request in large pages; untouched pages take nothing."""
 
-    def __init__(self, library: Library, nbytes: int, what: str) -> None:
+    def __init__(self, library: Library, nbytes: int, what: str, *, large_pages: bool = False) -> None:
         self._library = library
         self._nbytes = max(nbytes, 1)
         available, total = host_memory()
         # what is not written takes no memory, so only a request that the whole host could not hold is refused here
-        address = library.rt_allocate(self._nbytes) if self._nbytes <= total else None
+        address = library.rt_allocate(self._nbytes, large_pages) if self._nbytes <= total else None
         if not address:
             raise OutOfMemory(
                 f"{what} takes {nbytes} bytes, the host has {available} available",
@@ -108,7 +109,7 @@ class NativeCache(NativeBuffer):
                 requested_bytes=nbytes,
                 available_bytes=available,
             )
-        super().__init__(library, nbytes, f"a KV cache {spec}")
+        super().__init__(library, nbytes, f"a KV cache {spec}", large_pages=True)  # read in blocks here and there
         self.struct.data = self.address
         self.spec = spec
 
@@ -121,15 +122,21 @@ class NativeCache(NativeBuffer):
 class NativeWeight:
     """A weight as stored, and what was made of it: packed panels for products, f32 for everything else.
 
-    The stored bytes are used in place; whoever mapped them keeps them valid until `close`.
+    The stored bytes are used in place; whoever mapped them keeps them valid until `close`. Packing goes on while the
+    caller does something else, and ends before a program runs. Pages of a mapped file are given back as soon as they are
+    packed. With a `slot`, packed panels are taken from there, or offered to it.
     """
 
-    def __init__(self, library: Library, device: int, spec: TensorSpec, data: memoryview) -> None:
+    def __init__(
+        self, library: Library, device: int, spec: TensorSpec, data: memoryview, slot: WeightSlot | None = None
+    ) -> None:
         self.spec = spec
         self._library = library
         self._device = device
         self._data: memoryview | None = data
+        self._slot = slot
         self._packed: NativeBuffer | None = None
+        self._cached: memoryview | None = None
         self._structs: Any = None
         self._decoded: NDArray[np.float32] | None = None
         self._rows: Any = None
@@ -144,11 +151,17 @@ class NativeWeight:
         made = 0 if self._packed is None else self._packed.nbytes
         return made or self.spec.nbytes()
 
+    @property
+    def was_packed(self) -> bool:
+        """Whether this process packed it: not where it came out of a slot."""
+        return self._packed is not None
+
     def close(self) -> None:
         """Free what was made; the stored bytes belong to whoever mapped them."""
         if self._packed is not None:
+            self._library.rt_device_wait(self._device)  # it may still be written
             self._packed.close()
-        self._data = self._packed = self._structs = self._decoded = self._rows = None
+        self._data = self._packed = self._cached = self._structs = self._decoded = self._rows = None
 
     def values(self) -> int:
         """Address of all elements in f32."""
@@ -182,21 +195,47 @@ class NativeWeight:
     def _pack(self) -> None:
         shape = self.spec.resolve({})
         count, (n, k) = (shape[0] if len(shape) == 3 else 1), shape[-2:]
+        found = None if self._slot is None else self._slot.find()
+        name = self.spec.format.name if found is None else found[0]
+        address = 0 if found is None else self._use_cached(*found, count, n, k)
+        if not address:
+            name, address = self._pack_now(count, n, k)
+        number, one = GGML_TYPES[name], self._packed_bytes(name, n, k)
+        if name != self.spec.format.name:
+            self.decoded_to = name
+        self._structs = (WeightStruct * count)(*(WeightStruct(number, n, k, address + i * one) for i in range(count)))
+        self.packed_format = number
+
+    def _use_cached(self, form: str, data: memoryview, count: int, n: int, k: int) -> int:
+        """Address of the panels that an earlier process packed, or 0 where they do not fit."""
+        if form not in GGML_TYPES or data.nbytes != self._packed_bytes(form, n, k) * count or not data.nbytes:
+            return 0
+        address = address_of(data)
+        self._cached = data if address % 64 == 0 else None
+        return address if self._cached is not None else 0
+
+    def _pack_now(self, count: int, n: int, k: int) -> tuple[str, int]:
+        """Hand the weight over to be packed; the format that it is packed from, and where the panels will lie."""
         assert self._data is not None, "the weight is closed"
-        name, data = self.spec.format.name, self._data
+        name, data, made = self.spec.format.name, self._data, None
         if not self._packable(name, k):
             name, made = as_f16_or_f32(self._decode())
-            self.decoded_to = name
             data = memoryview(made).cast("B")
-        number = GGML_TYPES[name]
-        one = self._library.rt_device_packed_bytes(self._device, number, n, k)
-        packed = NativeBuffer(self._library, one * count + 64, f"weight {self.spec}")
-        source_bytes = data.nbytes // count
-        self._library.rt_device_pack(self._device, number, address_of(data), source_bytes, count, n, k, packed.address)
+        nbytes = self._packed_bytes(name, n, k) * count
+        packed = NativeBuffer(self._library, nbytes + 64, f"weight {self.spec}")
+        job = (GGML_TYPES[name], address_of(data), data.nbytes // count, count, n, k, packed.address, is_mapped(data))
+        while not self._library.rt_device_pack(self._device, *job):
+            self._library.rt_device_wait(self._device)
+        if made is not None:
+            self._library.rt_device_wait(self._device)  # before the decoded values go
         self._packed = packed
-        structs = [WeightStruct(number, n, k, packed.address + i * one) for i in range(count)]
-        self._structs = (WeightStruct * count)(*structs)
-        self.packed_format = number
+        if self._slot is not None:
+            panels = memoryview((ctypes.c_char * nbytes).from_address(packed.address)).cast("B")
+            self._slot.keep(name, panels, lambda: self._library.rt_device_wait(self._device))
+        return name, packed.address
+
+    def _packed_bytes(self, name: str, n: int, k: int) -> int:
+        return int(self._library.rt_device_packed_bytes(self._device, GGML_TYPES[name], n, k))
 
     def _packable(self, name: str, k: int) -> bool:
         number = GGML_TYPES.get(name)
@@ -222,6 +261,17 @@ def as_f16_or_f32(values: NDArray[np.float32]) -> tuple[str, Any]:
     if np.array_equal(halves, values):
         return "f16", np.ascontiguousarray(halves)
     return "f32", np.ascontiguousarray(values)
+
+
+def is_mapped(data: memoryview) -> bool:
+    """Whether the bytes are those of a file, mapped for reading: then their pages may be given back."""
+    if not isinstance(data.obj, mmap.mmap) or not data.readonly:
+        return False
+    try:
+        data.obj.size()
+    except (OSError, ValueError):  # anonymous memory, which would be lost
+        return False
+    return True
 
 
 def address_of(data: memoryview) -> int:

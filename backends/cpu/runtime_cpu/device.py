@@ -30,6 +30,8 @@ from runtime_cpu.compiler import Compiler
 from runtime_cpu.native import Library
 from runtime_cpu.program import Layout, Pointer, Step, assemble
 
+PANELS_VERSION = 1
+"""Of the bytes that `pack` writes: it grows with every change of a packed format, so that caches of older ones end."""
 _MESSAGE_BYTES = 512
 _FAULTS = {1: InvalidArgument, 2: ExecutionFailed}
 
@@ -51,7 +53,9 @@ class NativeDevice:
         self._device: int = device
         self._manifest = native_manifest(library, device, name)
         self._decoded: dict[str, set[str]] = {}
-        self._counters = {"kernels_run": 0, "bytes_uploaded": 0, "bytes_downloaded": 0, "host_compute_ns": 0}
+        self._counters = dict.fromkeys(
+            ("kernels_run", "bytes_uploaded", "bytes_downloaded", "host_compute_ns", "weights_packed"), 0
+        )
 
     @property
     def handle(self) -> int:
@@ -72,6 +76,11 @@ class NativeDevice:
         """See `native_manifest`."""
         return self._manifest
 
+    @property
+    def weight_layout(self) -> str:
+        """See `CachesWeights`."""
+        return f"cpu {self.isa} panels {PANELS_VERSION}"
+
     def allocate(self, spec: TensorSpec) -> NativeBuffer:
         """Memory for a tensor; a KV cache is zeros, in the library's layout."""
         if spec.layout == "kv":
@@ -82,11 +91,11 @@ class NativeDevice:
         """Declined: a weight is packed for the operation that uses it, see `load_weight`."""
 
     def load_weight(self, spec: TensorSpec, data: memoryview, use: Mapping[str, Any]) -> NativeWeight:
-        """A weight, packed by all threads at once where its first use is a product."""
+        """A weight, packed by all threads where its first use is a product, while the caller goes on."""
         expected = spec.nbytes()
         if data.nbytes != expected:
             raise InvalidArgument(f"a weight {spec} takes {expected} bytes, {data.nbytes} were given")
-        weight = NativeWeight(self._library, self._device, spec, data.cast("B"))
+        weight = NativeWeight(self._library, self._device, spec, data.cast("B"), use.get("slot"))
         if use.get("op") in ("linear@1", "moe_linear@1") and use.get("port") == "weight":
             weight.packed()
         self._counters["bytes_uploaded"] += data.nbytes
@@ -139,9 +148,11 @@ class NativeDevice:
                     f"node {node.name}: the native cpu device has no such {node.op.key}", reasons=match.reasons
                 )
         layout = Compiler(self._library, self._device, region, resident).run()
-        for buffer in resident.values():
-            if isinstance(buffer, NativeWeight) and buffer.decoded_to is not None:
-                self._decoded.setdefault(buffer.spec.format.name, set()).add(buffer.decoded_to)
+        weights = [buffer for buffer in resident.values() if isinstance(buffer, NativeWeight)]
+        self._counters["weights_packed"] += sum(weight.was_packed for weight in weights)
+        for weight in weights:
+            if weight.decoded_to is not None:
+                self._decoded.setdefault(weight.spec.format.name, set()).add(weight.decoded_to)
         return NativeExecutable(self._library, self._device, layout, self._counters, f"native {self.isa}")
 
     def ceilings(self, threads: int) -> Mapping[str, float]:
@@ -158,7 +169,7 @@ class NativeDevice:
         return {"host": host_memory()}
 
     def counters(self) -> Mapping[str, int]:
-        """kernels_run, bytes_uploaded, bytes_downloaded, host_compute_ns: since the device was opened."""
+        """As every device, and weights_packed: since the device was opened."""
         return dict(self._counters)
 
     def close(self) -> None:

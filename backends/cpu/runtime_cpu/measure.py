@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from runtime.backend import DeviceInfo, PluginRejected
 from runtime_cpu.native import Library
@@ -18,7 +17,9 @@ def ceilings(library: Library, isa: str, threads: int) -> dict[str, float]:
 
     Reading is timed by the clock on the wall, best of five; the dot products of each thread in its own processor time.
     """
-    data = library.rt_allocate(READ_BYTES)
+    from concurrent.futures import ThreadPoolExecutor
+
+    data = library.rt_allocate(READ_BYTES, True)
     try:
         ctypes.memset(data, 1, READ_BYTES)
         seconds = []
@@ -50,7 +51,7 @@ def measure(library: Library, isa: str) -> float:
     number, handle = GGML_TYPES["f32"], device.handle
     nbytes = library.rt_device_packed_bytes(handle, number, size, size)
     packed = NativeBuffer(library, nbytes, "a weight")
-    library.rt_device_pack(handle, number, weight.ctypes.data, weight.nbytes, 1, size, size, packed.address)
+    library.rt_device_pack(handle, number, weight.ctypes.data, weight.nbytes, 1, size, size, packed.address, 0)
     struct = WeightStruct(number, size, size, packed.address)
     prepared = Area("prepared", library.rt_device_activation_bytes(handle, number, 1, size))
     inputs = [Pointer(x.ctypes.data), Pointer(struct.address), None, None, prepared]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runtime.backend import InvalidArgument, PluginRejected
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 """Of the interface that `program.py` describes; a library that says another number is not ours."""
 ISA_VARIABLE = "RUNTIME_CPU_ISA"
 LIBRARY_NAMES = ("libruntime_cpu.so", "libruntime_cpu.dylib", "runtime_cpu.dll")
@@ -25,12 +25,13 @@ _SIGNATURES = {
     "rt_device_open": (_VOID, (_INT, _INT)),
     "rt_device_close": (None, (_VOID,)),
     "rt_device_dots_bf16": (_INT, (_VOID,)),
-    "rt_allocate": (_VOID, (_LONG,)),
+    "rt_allocate": (_VOID, (_LONG, _INT)),
     "rt_free": (None, (_VOID, _LONG)),
     "rt_device_packed_bytes": (_LONG, (_VOID, _INT, _LONG, _LONG)),
     "rt_device_activation_kind": (_INT, (_VOID, _INT)),
     "rt_device_activation_bytes": (_LONG, (_VOID, _INT, _LONG, _LONG)),
-    "rt_device_pack": (None, (_VOID, _INT, _VOID, _LONG, _LONG, _LONG, _LONG, _VOID)),
+    "rt_device_pack": (_INT, (_VOID, _INT, _VOID, _LONG, _LONG, _LONG, _LONG, _VOID, _INT)),
+    "rt_device_wait": (None, (_VOID,)),
     "rt_cache_bytes": (_LONG, (_VOID,)),
     "rt_measure_dot_peak": (ctypes.c_double, (_INT,)),
     "rt_measure_read": (ctypes.c_double, (_VOID, _LONG, _INT)),
@@ -38,7 +39,15 @@ _SIGNATURES = {
     "rt_program_destroy": (None, (_VOID,)),
     "rt_program_run": (_INT, (_VOID, _VOID, _VOID, _VOID, _LONG)),
 }
-"""Function -> (result, arguments). ctypes lets go of the interpreter lock during each call."""
+"""Function -> (result, arguments)."""
+_LONG_CALLS = frozenset(
+    {
+        *("rt_device_open", "rt_device_close", "rt_device_wait", "rt_free", "rt_measure_dot_peak", "rt_measure_read"),
+        *("rt_program_create", "rt_program_destroy", "rt_program_run"),
+    }
+)
+"""Functions during which the interpreter lock is let go. To get it back from a busy thread takes up to 5 ms, which a
+call of a microsecond is not worth: a model has hundreds of weights, and its tokenizer is built meanwhile."""
 
 
 class Library:
@@ -46,9 +55,9 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        library = ctypes.CDLL(str(path))
+        lets_go, keeps = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
+            function = getattr(lets_go if name in _LONG_CALLS else keeps, name)
             function.restype = result
             function.argtypes = arguments
             setattr(self, name, function)

@@ -6,7 +6,7 @@ that computes with numpy-like callables derives from `KernelBackend` and needs t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -150,7 +150,10 @@ class Device(Protocol):
         """Use host memory (mapped file pages) in place, or decline with None."""
 
     def load_weight(self, spec: TensorSpec, data: memoryview, use: Mapping[str, Any]) -> Buffer:
-        """Bring a weight onto the device; `use` (name, op, port of its first use) allows repacking."""
+        """Bring a weight onto the device; `use` (name, op, port of its first use) allows repacking.
+
+        Where the device is one of `CachesWeights` and the user named a cache, `use["slot"]` is the weight's `WeightSlot`.
+        """
 
     def upload(self, target: Buffer, data: memoryview, spec: TensorSpec) -> Event:
         """Host to device; `data` is contiguous, row-major, little-endian."""
@@ -175,6 +178,31 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free everything that is left on the device."""
+
+
+class WeightSlot(Protocol):
+    """The place of one weight in a cache of packed weights, which outlives the process."""
+
+    def find(self) -> tuple[str, memoryview] | None:
+        """Form and bytes that `keep` was given by an earlier process, or None.
+
+        The bytes are those of a mapped file, read-only, at a multiple of 4096; they stay valid while they are referred to.
+        """
+
+    def keep(self, form: str, data: memoryview, finish: Callable[[], None]) -> None:
+        """Offer `data` to later processes. `form` says what the bytes are; the device that finds them checks it.
+
+        They are read after `finish` has returned, by another thread, and at the latest when the weight is closed.
+        """
+
+
+@runtime_checkable
+class CachesWeights(Protocol):
+    """What a device adds to `Device` so that its packed weights can be cached; a device without it works as well."""
+
+    @property
+    def weight_layout(self) -> str:
+        """Whatever decides how weights are packed, e.g. instruction set and version: equal texts mean equal bytes."""
 
 
 hookspec = pluggy.HookspecMarker("runtime")

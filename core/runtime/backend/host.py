@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,21 +227,43 @@ def as_format(fmt: Format, array: NDArray[Any], shape: tuple[int, ...]) -> NDArr
 
 
 def host_memory() -> tuple[int, int]:
-    """(available, total) bytes of this machine, within the limit of the process's control group."""
-    available, total = _system_memory()
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    """(available, total) bytes of this machine, within the limits of the process's control group and all above it."""
+    return within_groups(*_system_memory(), Path("/"))
+
+
+def within_groups(available: int, total: int, root: Path) -> tuple[int, int]:
+    """The least of both, and of what each control group of this process allows and leaves; `root` is where /proc is."""
+    for folder, limit, usage in _memory_groups(root):
         try:
-            allowed = int(Path(limit).read_text())
-            used = int(Path(usage).read_text())
+            allowed = int((folder / limit).read_text())
+            used = int((folder / usage).read_text())
         except (OSError, ValueError):  # not this version of control groups, or "max"
             continue
-        if allowed < total:
-            total = allowed
-            available = min(available, max(0, allowed - used))
+        total = min(total, allowed)
+        available = min(available, max(0, allowed - used))
     return available, total
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """Folder of every control group (v2 and v1) that limits the memory of this process, and the names of its files."""
+    base = root / "sys/fs/cgroup"
+    kinds = {"": (base, "memory.max", "memory.current")}
+    kinds["memory"] = (base / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8", "replace").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        for name in set(names.split(",")) & kinds.keys():
+            mount, limit, usage = kinds[name]
+            # in a container the path may be one of the host, which is not visible: then the root is our own group
+            folder = mount / path.strip("/")
+            while folder != mount and mount in folder.parents:
+                yield folder, limit, usage
+                folder = folder.parent
+            yield mount, limit, usage
 
 
 def _system_memory() -> tuple[int, int]:

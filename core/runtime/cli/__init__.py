@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from runtime import __version__
@@ -21,6 +20,7 @@ VERBS = {
     "plan": "show where a model would run and what memory it takes",
     "bench": "measure prefill and decoding beside the limits of the machine",
     "bench serve": "load a server as users do: first token, gaps, tokens per second",
+    "plugin": "begin a backend of your own",
 }
 
 VERB_GROUP = "runtime.verbs"
@@ -60,11 +60,15 @@ def _installed_verb(verb: str) -> Any:
     """The module of a verb that another package brings, or None; it has a docstring, add_arguments and run."""
     if not verb.isidentifier():
         return None
+    from importlib.metadata import entry_points  # takes as long as all else; the verbs above need it only if they run
+
     found = next(iter(entry_points(group=VERB_GROUP, name=verb)), None)
     return None if found is None else found.load()
 
 
 def _top_level(arguments: Sequence[str]) -> int:
+    from importlib.metadata import entry_points
+
     others = {e.name: f"from {e.value.partition('.')[0]}" for e in entry_points(group=VERB_GROUP)}
     known = VERBS | {name: SUITE_VERBS.get(name, text) for name, text in sorted(others.items()) if name not in VERBS}
     width = max(map(len, known))

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 DEMO = "demo"
+PROBE_TIMEOUT_S = 10.0
 
 
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = True) -> None:
@@ -23,6 +24,17 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = True) -> None
 def model_path(text: str | None) -> str | None:
     """What a person wrote as MODEL, as the engine takes it: None is the packaged demo model."""
     return None if text in (None, DEMO) else text
+
+
+def add_probe_timeout(parser: argparse.ArgumentParser) -> None:
+    """How long a backend may take to find its devices."""
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=PROBE_TIMEOUT_S,
+        metavar="S",
+        help=f"for the probe of a backend, in seconds ({PROBE_TIMEOUT_S:g})",
+    )
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +63,13 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="a setting that the chosen backend documents; may be repeated",
+    )
+
+
+def add_weight_cache(parser: argparse.ArgumentParser) -> None:
+    """Where a verb that loads a model keeps its packed weights."""
+    parser.add_argument(
+        "--weight-cache", metavar="DIR", help="keep packed weights in this folder, which makes the next start a map"
     )
 
 
@@ -110,6 +129,13 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     if args.logit_bias:
         given["logit_bias"] = dict(args.logit_bias)
     return given
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no time above 0 s")
+    return seconds
 
 
 def _setting(text: str) -> tuple[str, str]:

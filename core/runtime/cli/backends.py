@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from runtime.cli.arguments import add_probe_timeout
 from runtime.cli.output import SEPARATOR, emit, human_bytes, paint, table
 from runtime.errors import InvalidArgument
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="only this backend")
     parser.add_argument("--manifest", action="store_true", help="print what backend NAME can do, as JSON")
+    add_probe_timeout(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object per backend")
 
 
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         return _print_manifest(args.name)
     from runtime.cli.plugins import examine, find_plugins
 
-    reports = examine(find_plugins(args.name))
+    reports = examine(find_plugins(args.name), timeout_s=args.timeout)
     if args.json:
         for report in reports:
             emit({"event": "backend", **report.to_json()})

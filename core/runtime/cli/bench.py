@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.cli.arguments import add_placement, model_path, placement
+from runtime.cli.arguments import add_placement, add_weight_cache, model_path, placement
 from runtime.cli.machine import describe_machine
 from runtime.cli.output import LoadProgress, plural, status, table
 from runtime.errors import InvalidArgument
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=_sizes, default=(1,), metavar="N,..", help="sequences that decode together (1)")
     group.add_argument("--repeat", type=int, default=5, metavar="N", help="repetitions of each measurement (5)")
     add_placement(parser)
+    add_weight_cache(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", dest="json_file", metavar="FILE", help="write records and facts; - is stdout")
     group.add_argument("-q", "--quiet", action="store_true", help="no status lines")
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     config = EngineConfig(
         model_path(args.model),
         **settings,
+        weight_cache=args.weight_cache,
         max_num_seqs=plan.max_num_seqs,
         max_num_batched_tokens=max(DEFAULT_CHUNK, plan.max_num_seqs),
     )

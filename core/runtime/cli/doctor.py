@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from runtime.cli.arguments import add_probe_timeout
 from runtime.cli.output import EXIT_ERROR, SEPARATOR, emit, human_bytes, paint, plural, table, wrap
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ INDENT = "         "
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="only this backend")
+    add_probe_timeout(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object for the machine and for each backend")
     parser.add_argument("-v", "--verbose", action="store_true", help="with tracebacks and what a failed probe wrote")
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         emit({"event": "machine", **asdict(machine)})
     else:
         print(_machine_lines(machine))
-    reports = examine(found, use_cache=False)
+    reports = examine(found, use_cache=False, timeout_s=args.timeout)
     if args.json:
         for report in reports:
             emit({"event": "backend", **report.to_json()})

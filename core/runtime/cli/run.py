@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from runtime.cli.arguments import add_placement, add_sampling, model_path, placement, sampling
+from runtime.cli.arguments import add_placement, add_sampling, add_weight_cache, model_path, placement, sampling
 from runtime.cli.output import LoadProgress, emit, status
 from runtime.cli.texts import read_standard_input, read_text
 from runtime.errors import InvalidArgument
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without a chat template")
     parser.add_argument("--chat-template", metavar="PATH", help="use the template of this file instead of the model's")
     add_placement(parser)
+    add_weight_cache(parser)
     add_sampling(parser)
     group = parser.add_argument_group("output and checks")
     group.add_argument("--json", action="store_true", help="one JSON object per event on stdout")
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         llm = LLM(
             model_path(args.model),
             **placement(args),
+            weight_cache=args.weight_cache,
             max_num_seqs=1,
             check_tensors=args.check_tensors,
             chat_template=read_text(args.chat_template) if args.chat_template else None,

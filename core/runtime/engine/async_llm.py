@@ -42,6 +42,8 @@ State = Literal["starting", "ready", "restarting", "stuck", "closed"]
 MAX_RESTARTS = 5
 """An engine that dies so often without serving anything in between is not started again."""
 _BACKOFF_S = 0.5
+_ABORT_S = 2.0
+"""So long `close` waits for the last outputs of what it aborts: a step or two."""
 _log = logging.getLogger("runtime.engine")
 
 
@@ -186,14 +188,20 @@ class AsyncLLM:
         self._is_closing, self._state = True, "closed"
         self._death = EngineDied("the engine is shutting down")
         deadline = time.monotonic() + drain_s
-        while self._streams and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        await self._until_idle(deadline)
+        for request_id in list(self._streams):
+            self._link.send(Abort(request_id))
+        await self._until_idle(time.monotonic() + _ABORT_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._link.stop()
         self._fail_all(self._death)
         self._model.file.close()
+
+    async def _until_idle(self, deadline: float) -> None:
+        while self._streams and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     # --- the way to the engine
 

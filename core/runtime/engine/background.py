@@ -10,14 +10,19 @@ T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """Starts `compute` at once in a thread of its own; `result` waits for it and raises its error."""
+    """Runs `compute` in a thread of its own from `start` on; `result` waits for it and raises its error."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute
         self._values: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, unless it has begun."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
 
     def check(self) -> None:
         """Raise the error now if the computation has already failed."""
@@ -25,7 +30,9 @@ class Background(Generic[T]):
             raise self._error
 
     def result(self) -> T:
-        """The value, as soon as it is there."""
+        """The value, as soon as it is there; begins if nobody has."""
+        self.start()
+        assert self._thread is not None
         self._thread.join()
         self.check()
         return self._values[0]

@@ -43,6 +43,7 @@ class EngineConfig:
     check_tensors           look for NaN and infinity in the weights before use
     chat_template           a template's text that replaces the model's own
     device_options          settings that the chosen backend documents, by name
+    weight_cache            folder where packed weights are kept for later starts; None: they are packed at each start
     """
 
     model: str | Path | None = None
@@ -64,6 +65,7 @@ class EngineConfig:
     check_tensors: bool = False
     chat_template: str | None = None
     device_options: Mapping[str, str] = field(default_factory=dict)
+    weight_cache: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.fallback not in ("forbid", "decompose", "host"):

@@ -89,14 +89,17 @@ class EmbeddingJob:
 
     def close(self) -> None:
         """Give the blocks back."""
+        self._scheduler.num_reserved_blocks = 0
         self._scheduler.pool.free(self._request.block_table)
 
     def _take_blocks(self) -> bool:
         pool = self._scheduler.pool
         needed = pool.blocks_for(self._request.num_tokens)
         if needed <= pool.num_free:
+            self._scheduler.num_reserved_blocks = 0
             self._request.block_table = pool.allocate(needed)
             return True
         if not self._scheduler.has_work:
             raise OutOfMemory(f"an embedding needs {needed} KV blocks, {pool.num_free} of {pool.num_blocks} are free")
+        self._scheduler.num_reserved_blocks = needed  # or newcomers would take every block that becomes free
         return False

@@ -193,6 +193,7 @@ class Engine:
         try:
             self.runner.move_blocks(schedule)
         except RuntimeFault as fault:
+            _raise_if_fatal(fault)
             return [self._fail(part.request, fault) for part in schedule.parts]
         try:
             return self._update(schedule.parts, self._sample(schedule.parts))

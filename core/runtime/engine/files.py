@@ -31,7 +31,8 @@ class OpenedModel:
     file: ModelFile
     spec: ModelSpec
     background: Background[Tokenizer]
-    """The tokenizer is built while weights are loaded: for a large vocabulary it takes as long."""
+    """The tokenizer, built while weights are loaded: for a large vocabulary it takes as long. It is started when there is
+    something to wait for, since until then it would only share the interpreter lock."""
     name: str
     default_sampling: SamplingParams
 
@@ -47,9 +48,7 @@ def open_for_engine(path: str | Path | None) -> OpenedModel:
     try:
         spec = describe_model(file.kind, file.metadata, file.tensors)
         name = "demo" if path is None else Path(path).name or str(path)
-        # The demo model answers with facts: choosing at random among near misses would help nobody's first minute.
-        sampling = SamplingParams(temperature=0.0) if path is None else default_sampling(file)
-        return OpenedModel(file, spec, Background(lambda: tokenizer_of(file)), name, sampling)
+        return OpenedModel(file, spec, Background(lambda: tokenizer_of(file)), name, default_sampling(file))
     except BaseException:
         file.close()
         raise

@@ -27,6 +27,8 @@ Deliver = Callable[[Message], None]
 """Called in the thread of the event loop, once per message."""
 _DUMP_S = 0.3
 """A stack is written within this time."""
+_JOIN_S = 60
+"""A thread that hangs in a step longer than this is left behind."""
 _START = (
     "import json, sys; request = json.loads(sys.argv[1]); sys.path[:] = request['path']; "
     "from runtime.engine.child import main; main(request)"
@@ -66,7 +68,7 @@ class ThreadLink:
     async def stop(self) -> None:
         """End the loop and free the model."""
         self._inbox.put(Stop())
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _JOIN_S)
 
     def stack(self) -> str:
         """The stack of the engine's thread."""

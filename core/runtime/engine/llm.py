@@ -59,6 +59,7 @@ class LLM:
         check_tensors: bool = False,
         chat_template: str | None = None,
         device_options: Mapping[str, str] | None = None,
+        weight_cache: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.config = EngineConfig(
@@ -79,6 +80,7 @@ class LLM:
             check_tensors=check_tensors,
             chat_template=chat_template,
             device_options=device_options or {},
+            weight_cache=weight_cache,
         )
         self._loaded: Loaded = load(self.config, progress)
         self._engine = self._loaded.engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.backend import Device, DeviceConfig, Manifest, ReferenceDevice
 from runtime.dtypes import FORMATS
@@ -30,6 +30,9 @@ from runtime.models import ModelSpec, build_graph, kv_bytes_per_token
 from runtime.registry import Choice, choose, discover
 from runtime.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from runtime.engine.weight_cache import WeightCache
+
 Progress = Callable[[int, int], None]
 HOST = "host"
 DEFAULT_BLOCK_SIZE = 16
@@ -49,6 +52,7 @@ class Loaded:
     devices: Mapping[str, Device]
     executor: Executor
     engine: Engine
+    weight_cache: WeightCache | None = None
     status: tuple[str, ...] = field(default=())
 
     @property
@@ -84,6 +88,8 @@ class Loaded:
     def close(self) -> None:
         """Free everything; closing twice is harmless."""
         self.engine.close()
+        if self.weight_cache is not None:
+            self.weight_cache.close()
         self.executor.close()
         for device in self.devices.values():
             device.close()
@@ -183,9 +189,10 @@ def _assemble(
     manifests = {name: device.manifest for name, device in devices.items()}
     free_bytes = min(free for free, _ in next(iter(devices.values())).memory().values())
     plan, context, kv_format = plan_model(model, config, manifests, free_bytes=free_bytes)
-    weights = WeightReader(model.spec, model.file, before_each=model.background.check)
-    executor = Executor(plan, devices, weights, state_dims={"B": context.num_blocks}, progress=progress)
-    weights.release_all()
+    cache = open_cache(config, model, devices)
+    model.background.start()
+    state_dims = {"B": context.num_blocks}
+    executor = _load_weights(model, plan, devices, state_dims, progress, cache)
     vocab_size = model.spec.vocab_size
     if model.tokenizer.vocab_size > vocab_size:
         raise MalformedFile(
@@ -199,7 +206,6 @@ def _assemble(
         token_text=lambda token_id: _token_text(model.tokenizer, token_id),
         make_executor=lambda graph: Executor(plan_graph(graph, config, manifests), devices),
     )
-    state_dims = {"B": context.num_blocks}
 
     def planned(graph: Graph, where: Sequence[tuple[str, str]]) -> Plan:
         return make_plan(graph, manifests, host=HOST, fallback=config.fallback, overrides=where, state_dims=state_dims)
@@ -208,6 +214,7 @@ def _assemble(
         rows = config.max_num_batched_tokens
         graph = step_graph(model.spec, config, context, kv_format, output="hidden", max_num_logits=rows)
         plan = plan_graph(graph, config, manifests, state_dims)
+        weights = WeightReader(model.spec, model.file, before_each=model.background.check)
         return Executor(plan, devices, weights, state_dims=state_dims, shared=executor)
 
     mover = BlockMover(executor, planned, devices, state_dims)
@@ -222,8 +229,9 @@ def _assemble(
         grammars=grammars,
         hidden_states=HiddenStates(make_hidden_states, context.block_size),
     )
-    loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine)
+    loaded = Loaded(config, model, choice, context, kv_format, plan, devices, executor, engine, cache)
     loaded.status = status_lines(loaded)
+    model.file.release_all()  # compiling and the tokenizer have read some pages again
     return loaded
 
 
@@ -243,6 +251,34 @@ def make_scheduler(config: EngineConfig, context: ContextPlan, mover: BlockMover
         enable_prefix_caching=config.enable_prefix_caching,
         num_swap_blocks=config.swap_bytes // mover.block_bytes if config.swap_bytes else 0,
     )
+
+
+def open_cache(config: EngineConfig, model: OpenedModel, devices: Mapping[str, Device]) -> WeightCache | None:
+    """The cache of packed weights that `config` asks for; what hinders it is told, and stops nothing."""
+    if config.weight_cache is None:
+        return None
+    from runtime.engine.weight_cache import WeightCache
+
+    return WeightCache.open(config.weight_cache, model.file, next(iter(devices.values())))
+
+
+def _load_weights(
+    model: OpenedModel,
+    plan: Plan,
+    devices: Mapping[str, Device],
+    state_dims: Mapping[str, int],
+    progress: Progress | None,
+    cache: WeightCache | None,
+) -> Executor:
+    weights = WeightReader(model.spec, model.file, before_each=model.background.check)
+    slots = None if cache is None else cache.slot
+    executor = Executor(plan, devices, weights, state_dims, progress, slots=slots)
+    if cache is not None and not cache.is_sound():
+        executor.close()
+        executor = Executor(plan, devices, weights, state_dims, progress, slots=slots)
+    if cache is not None:
+        cache.write()
+    return executor
 
 
 def _token_text(tokenizer: Tokenizer, token_id: int) -> str:

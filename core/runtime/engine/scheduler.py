@@ -87,6 +87,8 @@ class Scheduler:
         """In the order of arrival, preempted requests among them."""
         self.running: list[Request] = []
         """Best first: blocks are taken from the end."""
+        self.num_reserved_blocks = 0
+        """Free blocks that are kept for work beside the requests."""
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -239,7 +241,7 @@ class Scheduler:
         shared, copied = self._shared_blocks(request)
         needed = pool.blocks_for(request.num_tokens) - len(shared)
         # Everybody who runs can then take one more block: a resumed request is not preempted at once.
-        if needed + pool.num_idle(shared) + len(self.running) > pool.num_free:
+        if needed + pool.num_idle(shared) + len(self.running) + self.num_reserved_blocks > pool.num_free:
             return False
         pool.share(shared)
         request.block_table = shared + pool.allocate(needed)

@@ -37,6 +37,8 @@ def status_lines(loaded: Loaded) -> tuple[str, ...]:
     context = loaded.context
     pool = f"{context.num_blocks} blocks of {context.block_size}"
     parts.append(f"{model}, {context.describe()}, KV {loaded.kv_format}, {pool}")
+    if loaded.weight_cache is not None:
+        parts.append(loaded.weight_cache.summary)
     if loaded.config.backend == "auto":
         parts += [f"{r.name} refused: {r.reason}" for r in choice.refused]
     return (*device.notices, " · ".join(parts))

@@ -31,8 +31,3 @@ class WeightReader:
         recipe = self._recipes[name]
         self._last = tuple(dict.fromkeys(piece.tensor for piece in recipe.pieces))
         return recipe.spec, load_weight_bytes(recipe, self._file.data)
-
-    def release_all(self) -> None:
-        """Give back the pages of every weight: compiling may have read some again."""
-        for tensor in self._file.tensors:
-            self._file.release(tensor)

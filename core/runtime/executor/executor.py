@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend import Buffer, Device, Event, Executable, ReferenceDevice
+from runtime.backend import Buffer, Device, Event, Executable, ReferenceDevice, WeightSlot
 from runtime.dtypes import TensorSpec, encode
 from runtime.errors import InvalidArgument
 from runtime.executor.boundary import BoundaryBuffers
@@ -20,6 +20,7 @@ from runtime.graph import Value
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+WeightSlots = Callable[[Device, str], WeightSlot | None]
 COUNTERS = ("kernels_run", "bytes_uploaded", "bytes_downloaded", "host_compute_ns")
 
 
@@ -34,6 +35,7 @@ class Executor:
     progress    called with (bytes done, bytes in all) while weights are loaded
     shared      an executor on the same devices whose weights, constants and states of equal name and place are used
                 instead of own ones; it must stay open as long as this one
+    slots       (device, name) -> the weight's place in a cache, or None
 
     Work that is submitted to one device runs in the order of submission. A failed run leaves states undefined where
     the failed region writes them; everything else stays usable.
@@ -47,6 +49,7 @@ class Executor:
         state_dims: Mapping[str, int] | None = None,
         progress: Progress | None = None,
         shared: Executor | None = None,
+        slots: WeightSlots | None = None,
     ) -> None:
         self.plan = plan
         self._shared = {} if shared is None else shared._resident
@@ -64,7 +67,7 @@ class Executor:
             self._before.setdefault(transfer.before_region, []).append(transfer)
         try:
             self._open(devices)
-            self._load(weights, progress)
+            self._load(weights, progress, slots)
             self._compile()
         except BaseException:
             self.close()
@@ -130,7 +133,12 @@ class Executor:
                     f"open: {', '.join(devices) or 'none'}"
                 )
 
-    def _load(self, weights: WeightSource | None, progress: Progress | None) -> None:
+    def _load(
+        self,
+        weights: WeightSource | None,
+        progress: Progress | None,
+        slots: WeightSlots | None,
+    ) -> None:
         plan = self.plan
         wanted: dict[str, dict[Value, None]] = {name: {} for name in plan.devices}
         for placed in plan.regions:
@@ -153,7 +161,11 @@ class Executor:
                     if weights is None:
                         raise InvalidArgument(f"graph {plan.graph.name} has weights, and no source of weights is given")
                     stored = plan.placements.converted.get(value.name, value.name)
-                    buffers[value.name] = load_weight(device, value, weights, stored, uses[value])
+                    use: dict[str, Any] = dict(uses[value])
+                    slot = None if slots is None else slots(device, value.name)
+                    if slot is not None:
+                        use["slot"] = slot
+                    buffers[value.name] = load_weight(device, value, weights, stored, use)
                     done += value.spec.nbytes()
                     if progress is not None:
                         progress(done, total)

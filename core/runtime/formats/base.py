@@ -57,6 +57,11 @@ class ModelFile(ABC):
     def release(self, name: str) -> None:
         """Let the memory of tensor `name` go, when a device has made its own form of it; `data` still works."""
 
+    def release_all(self) -> None:
+        """As `release`, for everything that has been read: the metadata too, where it was read in place."""
+        for name in self.tensors:
+            self.release(name)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all weights as stored."""

@@ -139,6 +139,11 @@ class MappedModel(ModelFile):
         extent = self._extents[name]
         extent.file.release(extent.offset, extent.offset + extent.nbytes)
 
+    def release_all(self) -> None:
+        """As the base class."""
+        for file in self._mapped:
+            file.release(0, file.size)
+
     def prefetch(self, progress: Progress | None = None) -> None:
         """As the base class."""
         total, done = sum(file.size for file in self._mapped), 0

@@ -119,6 +119,10 @@ class StringArray(LazyArray):
         stops = [*starts[1:], len(blob)]
         return [blob[start + 8 : stop] for start, stop in zip(starts, stops)]
 
+    def extents(self) -> tuple[memoryview, array[int]]:
+        """Bytes of the whole array, and where each string's eight bytes of length lie; the string itself follows."""
+        return self._view, self._starts
+
     def _read(self) -> list[Any]:
         if self._len >= BULK_STRINGS:
             strings = self._read_in_bulk()
@@ -130,8 +134,17 @@ class StringArray(LazyArray):
         except UnicodeDecodeError:
             raise self._refuse(items) from None
 
+    def check(self) -> None:
+        """Raise MalformedFile for a string that is not UTF-8, without making any."""
+        if self._decode_in_bulk() is None:
+            self._read()  # the loop knows the string, if it is not just one that holds a NUL
+
     def _read_in_bulk(self) -> list[str] | None:
-        """All strings by one decode and one split, about twice as fast as a loop.
+        decoded = self._decode_in_bulk()
+        return None if decoded is None else decoded.split("\0" * 8)[1:]
+
+    def _decode_in_bulk(self) -> str | None:
+        """All strings by one decode, about twice as fast with one split as a loop.
 
         Every length field is overwritten with eight NULs, which then separate the strings. That is exact as long as
         no string holds a NUL and the bytes are valid UTF-8 (a character cannot span a NUL); otherwise None.
@@ -146,7 +159,7 @@ class StringArray(LazyArray):
         if blob.size - np.count_nonzero(blob) != 8 * self._len:
             return None
         try:
-            return str(blob.data, "utf-8").split("\0" * 8)[1:]
+            return str(blob.data, "utf-8")
         except UnicodeDecodeError:
             return None  # the loop finds the string and reports it
 

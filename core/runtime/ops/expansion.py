@@ -12,6 +12,8 @@ from runtime.ops.costs import total_nbytes
 from runtime.ops.declare import Attr, Attrs, Check, Expand, Op, Port, Refusal, Specs, Work
 from runtime.ops.rounding import Rounding
 
+MAX_REMEMBERED = 256
+"""Shapes of a composite; a model has a few."""
 Run = Callable[[Op, Mapping[str, Any], Attrs], tuple[Any, ...]]
 
 
@@ -50,6 +52,7 @@ def composite(
     not keep them in the format of its outputs.
     """
     overwritten = dict(inplace or {})
+    known: dict[Any, tuple[TensorSpec, ...]] = {}
 
     def reference(r: Rounding, **given: Any) -> Any:
         values, constants = _separate(attrs, given)
@@ -62,10 +65,19 @@ def composite(
         )
 
     def infer(specs: Specs, constants: Attrs) -> tuple[TensorSpec, ...]:
-        try:
-            return _as_tuple(expand(Interpreter(Op.infer_specs), specs, constants))
-        except InvalidArgument as fault:
-            raise InvalidArgument(f"{name}@1 is impossible: {fault.message}", remedy=fault.remedy) from fault
+        # The layers of a model are alike, and each is asked about several times.
+        key = (
+            tuple((port, s.format.name, s.shape, s.layout) for port, s in specs.items()),
+            tuple(constants.items()),
+        )
+        if key not in known:
+            if len(known) >= MAX_REMEMBERED:
+                known.clear()
+            try:
+                known[key] = _as_tuple(expand(Interpreter(Op.infer_specs), specs, constants))
+            except InvalidArgument as fault:
+                raise InvalidArgument(f"{name}@1 is impossible: {fault.message}", remedy=fault.remedy) from fault
+        return known[key]
 
     def work(specs: Specs, _: Specs, constants: Attrs) -> Work:
         return _estimate(expand, specs, constants)

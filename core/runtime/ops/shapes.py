@@ -36,12 +36,12 @@ def infer_outputs(op: Op, inputs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]
 
 def bind_dims(op: Op, inputs: Specs) -> dict[str, Dim]:
     """Op-local dimension -> size; raises InvalidArgument where an input is missing, unknown or does not fit."""
-    for name in inputs:
-        if port_of(op, name) is None:
-            raise InvalidArgument(f"{op.key} has no input '{name}'; its inputs are {_names(op.inputs)}")
+    given_to = [_given(op, port, inputs) for port in op.inputs]
+    if sum(map(len, given_to)) != len(inputs):
+        unknown = next(name for name in inputs if port_of(op, name) is None)
+        raise InvalidArgument(f"{op.key} has no input '{unknown}'; its inputs are {_names(op.inputs)}")
     bound: dict[str, Dim] = {}
-    for port in op.inputs:
-        given = sorted((n for n in inputs if port_of(op, n) is port), key=lambda n: (len(n), n))
+    for port, given in zip(op.inputs, given_to, strict=True):
         if port.variadic and given != [f"{port.name}{i}" for i in range(len(given))]:
             raise InvalidArgument(f"{op.key} got {_join(given)}; they must be {port.name}0, {port.name}1, ... in a row")
         if not given and not port.optional:
@@ -92,6 +92,13 @@ def _bind_port(op: Op, port: Port, name: str, spec: TensorSpec, bound: dict[str,
             raise InvalidArgument(
                 f"{op.key} input '{name}' is {spec}, its shape must be [{_join(port.shape)}] with {symbol} = {expected}"
             )
+
+
+def _given(op: Op, port: Port, inputs: Specs) -> list[str]:
+    """Names of the inputs that belong to `port`, in order."""
+    if not port.variadic:
+        return [port.name] if port.name in inputs else []
+    return sorted((n for n in inputs if port_of(op, n) is port), key=lambda n: (len(n), n))
 
 
 def _find_port(ports: Iterable[Port], name: str) -> Port | None:

@@ -16,6 +16,7 @@ from runtime.tokenizer.merging import (
 )
 from runtime.tokenizer.pretokenizers import find_pretokenizer
 from runtime.tokenizer.special_matcher import SpecialMatcher
+from runtime.tokenizer.string_table import StringTable
 from runtime.tokenizer.vocabulary import PieceStyle, SpecialTokens, Vocabulary, end_of_generation_ids
 
 __all__ = ["FragmentEncoder", "chat_templates", "load_metadata"]
@@ -24,6 +25,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _PREFIX: Final = "tokenizer.ggml."
 _TEMPLATE: Final = "tokenizer.chat_template"
 _KINDS = ("bert", "gemma4", "gpt2", "llama")
+STRINGS_FOR_TABLE = 1024
+"""Fewer are as quick in a dictionary, without numpy."""
 _PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 
@@ -74,7 +77,7 @@ def load_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, FragmentEnco
             f"the file's tokenizer is of kind {kind!r} (tokenizer.ggml.model)",
             remedy=f"supported: {', '.join(_KINDS)}",
         )
-    tokens = _Tokens.read(_Keys(metadata))
+    tokens = _Tokens.read(_Keys(metadata), as_table=kind in ("gpt2", "gemma4"))
     if kind == "llama":
         return _load_sentencepiece(tokens)
     if kind == "bert":
@@ -113,6 +116,15 @@ class _Keys:
             raise MalformedFile(f"{_PREFIX}{name} holds {names}; the rule is {kinds[0].__name__}")
         return items
 
+    def table(self, name: str) -> StringTable | None:
+        """The array as a table over the bytes of the file, where it shows them and is long enough."""
+        value = self.metadata.get(_PREFIX + name)
+        extents = getattr(value, "extents", None)
+        if value is None or extents is None or len(value) < STRINGS_FOR_TABLE:
+            return None
+        value.check()
+        return StringTable(*extents())
+
     def token_id(self, name: str, size: int, default: int | None = None) -> int | None:
         value = self.metadata.get(f"{_PREFIX}{name}_token_id")
         if value is None:
@@ -131,20 +143,18 @@ class _Tokens:
     """The token arrays of a file, checked, and the classes of their ids."""
 
     keys: _Keys
-    texts: list[str]
-    ids: dict[str, int]
+    texts: list[str] | StringTable
+    ids: dict[str, int] | StringTable
     of_type: dict[int, frozenset[int]]
     """Ids by token type; normal tokens are not listed."""
 
     @classmethod
-    def read(cls, keys: _Keys) -> _Tokens:
-        texts = keys.items("tokens", (str,))
-        if not texts:
-            raise MalformedFile(f"{_PREFIX}tokens is missing or empty; the file has no vocabulary")
-        ids = dict(zip(texts, range(len(texts))))
-        if len(ids) != len(texts):
-            ids.pop("", None)
-            _check_no_duplicates(texts, ids)
+    def read(cls, keys: _Keys, *, as_table: bool) -> _Tokens:
+        table = keys.table("tokens") if as_table else None
+        texts, ids = (table, table) if table is not None else _list_of_tokens(keys)
+        twice = table.duplicate() if table is not None else None
+        if twice is not None:
+            raise MalformedFile("the vocabulary has token {!r} twice, as {} and {}".format(*twice))
         types = keys.items("token_type", (int,)) or [_NORMAL] * len(texts)
         if len(types) < len(texts):
             raise MalformedFile(f"{_PREFIX}token_type has {len(types)} entries for {len(texts)} tokens")
@@ -203,7 +213,7 @@ class _Tokens:
         name = str(self.keys.metadata.get("general.name", "")).lower()
         if "phi-3" not in name and "phi3" not in name:
             return frozenset()
-        return special_ids - {self.ids[text] for text in _PHI3_KEEPS_SPACE if text in self.ids}
+        return special_ids - {token_id for text in _PHI3_KEEPS_SPACE if (token_id := self.ids.get(text)) is not None}
 
     def edges(
         self, bos_id: int | None, eos_id: int | None, *, add_bos: bool, add_eos: bool
@@ -221,6 +231,17 @@ class _Tokens:
         return edges
 
 
+def _list_of_tokens(keys: _Keys) -> tuple[list[str], dict[str, int]]:
+    texts = keys.items("tokens", (str,))
+    if not texts:
+        raise MalformedFile(f"{_PREFIX}tokens is missing or empty; the file has no vocabulary")
+    ids = dict(zip(texts, range(len(texts))))
+    if len(ids) != len(texts):
+        ids.pop("", None)
+        _check_no_duplicates(texts, ids)
+    return texts, ids
+
+
 def _check_no_duplicates(texts: list[str], ids: dict[str, int]) -> None:
     for token_id, text in enumerate(texts):
         if text and ids[text] != token_id:
@@ -230,7 +251,7 @@ def _check_no_duplicates(texts: list[str], ids: dict[str, int]) -> None:
 def _load_bpe(tokens: _Tokens, *, default_pre: str) -> tuple[Vocabulary, FragmentEncoder]:
     keys, size = tokens.keys, len(tokens.texts)
     rule = find_pretokenizer(keys.string("pre", default_pre) if default_pre == "default" else default_pre)
-    merges = keys.items("merges", (str,))
+    merges = keys.table("merges") or keys.items("merges", (str,))
     if merges is None:
         raise MalformedFile(f"{_PREFIX}merges is missing; byte pair encoding needs its merges")
     bos_id, eos_id = keys.token_id("bos", size), keys.token_id("eos", size)
@@ -241,11 +262,13 @@ def _load_bpe(tokens: _Tokens, *, default_pre: str) -> tuple[Vocabulary, Fragmen
         eos_id,
         **tokens.edges(bos_id, eos_id, add_bos=rule.add_bos, add_eos=False),
     )
-    mergeable = dict(tokens.ids)
-    for token_id in vocabulary.special.hidden_ids:
-        mergeable.pop(tokens.texts[token_id], None)
     words: WordEncoder = BytePairWords(
-        mergeable, merges, rule.splitter(), byte_level=rule.byte_level, whole_words=rule.whole_words
+        tokens.ids,
+        merges,
+        rule.splitter(),
+        byte_level=rule.byte_level,
+        whole_words=rule.whole_words,
+        hidden_ids=vocabulary.special.hidden_ids,
     )
     if not rule.byte_level:
         words = _SpaceMarked(words)
@@ -264,6 +287,7 @@ class _SpaceMarked:
 
 def _load_sentencepiece(tokens: _Tokens) -> tuple[Vocabulary, FragmentEncoder]:
     keys, size = tokens.keys, len(tokens.texts)
+    assert isinstance(tokens.ids, dict)
     scores = keys.items("scores", (float, int))
     if scores is None or len(scores) < size:
         raise MalformedFile(f"{_PREFIX}scores has {len(scores or ())} entries for {size} tokens")
@@ -297,7 +321,8 @@ def _load_wordpiece(tokens: _Tokens) -> tuple[Vocabulary, FragmentEncoder]:
     cls_id = keys.token_id("bos", size, keys.token_id("cls", size, 101))
     sep_id = keys.token_id("seperator", size, 102)
     eos_id = keys.token_id("eos", size)
-    marked = any(text.startswith(SPACE_MARK) for text in tokens.texts)
+    assert isinstance(tokens.ids, dict)
+    marked = any(text.startswith(SPACE_MARK) for text in tokens.ids)
     vocabulary, always, parsed = tokens.build(
         "wordpiece",
         "wordpiece" if marked else "continuation",

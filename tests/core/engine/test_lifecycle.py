@@ -98,7 +98,7 @@ class World:
         assert [r.arrival for r in scheduler.waiting] == sorted(r.arrival for r in scheduler.waiting)
 
 
-@pytest.mark.parametrize("num_events", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_events", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_random_events_leave_a_full_pool(num_events: int) -> None:
     reasons: dict[str, int] = {}
     preemptions = hits = 0
@@ -120,8 +120,8 @@ def test_random_events_leave_a_full_pool(num_events: int) -> None:
         for reason, count in world.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
     assert set(reasons) == {"length", "aborted", "error", "timeout"}
-    assert preemptions > 100
-    assert hits > 1000
+    assert preemptions > 50
+    assert hits > 500
 
 
 def test_a_tiny_pool_serves_many_long_requests_with_preemptions_and_the_same_tokens() -> None:

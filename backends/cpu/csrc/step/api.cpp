@@ -37,7 +37,7 @@ const rt::RowKernels* rows_for(const char* name) {
 
 }  // namespace
 
-RT_API int32_t rt_step_version() { return 1; }
+RT_API int32_t rt_step_version() { return 2; }
 
 // `isa` counts variants as rt_isa_name does; it must be usable here.
 RT_API rt::Device* rt_device_open(int32_t isa, int32_t threads) {
@@ -50,7 +50,7 @@ RT_API rt::Device* rt_device_open(int32_t isa, int32_t threads) {
 RT_API void rt_device_close(rt::Device* device) { delete device; }
 RT_API int32_t rt_device_dots_bf16(const rt::Device* device) { return device->rows->dots_bf16; }
 
-RT_API void* rt_allocate(int64_t bytes) { return rt::allocate_pages((size_t)bytes); }
+RT_API void* rt_allocate(int64_t bytes, int32_t large) { return rt::allocate_pages((size_t)bytes, large != 0); }
 RT_API void rt_free(void* data, int64_t bytes) { rt::free_pages(data, (size_t)bytes); }
 
 // 0 where the format has no kernels or its blocks do not divide k.
@@ -63,20 +63,16 @@ RT_API int32_t rt_device_activation_kind(const rt::Device* device, int32_t forma
 RT_API int64_t rt_device_activation_bytes(const rt::Device* device, int32_t format, int64_t rows, int64_t k) {
     return (int64_t)device->kernels->activation_bytes(device->kernels->activation_kind(format), rows, k);
 }
-// `count` matrices [n, k], one after the other in GGUF order, to `count` packed ones of rt_device_packed_bytes each.
-RT_API void rt_device_pack(rt::Device* device, int32_t format, const void* source, int64_t source_bytes, int64_t count,
-                           int64_t n, int64_t k, void* target) {
-    std::lock_guard<std::mutex> lock(device->mutex);
-    const int64_t panels = (n + 15) / 16, bytes = (int64_t)device->kernels->packed_bytes(format, n, k);
-    device->pool.run(count * panels, [&](int, int64_t first, int64_t last) {
-        while (first < last) {
-            const int64_t matrix = first / panels, end = std::min(last, (matrix + 1) * panels);
-            device->kernels->pack(format, (const uint8_t*)source + matrix * source_bytes, n, k,
-                                  first - matrix * panels, end - matrix * panels, (uint8_t*)target + matrix * bytes);
-            first = end;
-        }
-    });
+// Hand over `count` matrices [n, k], one after the other in GGUF order, to become `count` packed ones of
+// rt_device_packed_bytes each; see rt::PackJob. Source and target must stay until rt_device_wait returns.
+// 0 where too much waits already: then nothing was taken over, and rt_device_wait makes room.
+RT_API int32_t rt_device_pack(rt::Device* device, int32_t format, const void* source, int64_t source_bytes,
+                              int64_t count, int64_t n, int64_t k, void* target, int32_t mapped) {
+    return device->loader.add({format, mapped != 0, count, n, k, (const uint8_t*)source, source_bytes, (uint8_t*)target,
+                        (int64_t)device->kernels->packed_bytes(format, n, k)});
 }
+// Returns when everything that was handed over is packed.
+RT_API void rt_device_wait(rt::Device* device) { device->loader.wait(); }
 
 RT_API int64_t rt_cache_bytes(const rt::KvCache* cache) { return cache->num_blocks * cache->block_bytes(); }
 

@@ -16,7 +16,7 @@ constexpr size_t kLargePage = size_t(1) << 21;
 
 #if defined(__linux__)
 
-void* allocate_pages(size_t bytes) {
+void* allocate_pages(size_t bytes, bool large) {
     if (bytes == 0) return nullptr;
     // A large page must start at a multiple of its size; what lies before and behind is given back.
     const size_t wanted = bytes >= kLargePage ? bytes + kLargePage : bytes;
@@ -30,7 +30,7 @@ void* allocate_pages(size_t bytes) {
     const uintptr_t end = start + (wanted + page - 1) / page * page;
     if (end > aligned + kept) munmap(reinterpret_cast<void*>(aligned + kept), end - aligned - kept);
     void* data = reinterpret_cast<void*>(aligned);
-    madvise(data, kept, MADV_HUGEPAGE);
+    if (large) madvise(data, kept, MADV_HUGEPAGE);
     return data;
 }
 
@@ -40,7 +40,7 @@ void free_pages(void* data, size_t bytes) {
 
 #else
 
-void* allocate_pages(size_t bytes) {
+void* allocate_pages(size_t bytes, bool) {
     if (bytes == 0) return nullptr;
     const size_t rounded = (bytes + 4095) / 4096 * 4096;
 #if defined(_WIN32)

@@ -1,4 +1,4 @@
-// Aligned memory from the system, zero when it is new, in large pages where there are some.
+// Aligned memory from the system, zero when it is new.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,9 @@
 
 namespace rt {
 
-void* allocate_pages(size_t bytes);  // null when there is none
+// Null when there is none. Large pages, where the system has some, are for what is read over and over at random; they
+// are whole as soon as one byte is written, and at times slow to get.
+void* allocate_pages(size_t bytes, bool large = false);
 void free_pages(void* data, size_t bytes);
 
 // A piece of memory that only grows; its content is lost when it does.

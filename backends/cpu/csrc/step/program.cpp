@@ -13,7 +13,7 @@ const Handler kHandlers[kNumCodes] = {
 
 Device::Device(const Kernels* kernels, const RowKernels* rows, int threads)
     : kernels(kernels), rows(rows), pool(threads), thread_memory(pool.size()), kernel_memory(pool.size()),
-      scratch(pool.size()) {}
+      scratch(pool.size()), loader(*this) {}
 
 void Device::reserve_threads(size_t bytes) {
     for (auto& memory : thread_memory) memory.reserve(bytes);
@@ -49,6 +49,7 @@ Program::Program(Device& device, const Operation* operations, int64_t count, siz
 }
 
 int32_t Program::run(const int64_t* dims, void* const* bindings, char* message, size_t message_size) {
+    device_.loader.wait();  // before the lock, which it needs to pack
     std::lock_guard<std::mutex> lock(device_.mutex);
     Run run(device_, state_, dims, bindings, message, message_size);
     try {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../kernels.h"
+#include "loader.h"
 #include "memory.h"
 #include "pool.h"
 #include "rows.h"
@@ -55,6 +56,7 @@ struct Device {
     std::vector<Memory> kernel_memory;     // behind `scratch`
     std::vector<Scratch> scratch;          // of Kernels::linear
     std::mutex mutex;                      // one run at a time: runs share the pool and the memory above
+    Loader loader;                         // the last member: it ends before what it uses
 
     void reserve_threads(size_t bytes);
     void reserve_kernels(size_t bytes);

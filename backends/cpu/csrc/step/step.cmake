@@ -1,6 +1,6 @@
 # Thread pool, row operations, attention and programs; included by ../CMakeLists.txt after its variants.
 target_sources(runtime_cpu PRIVATE
-               step/api.cpp step/decode.cpp step/memory.cpp step/ops_attention.cpp step/ops_kv.cpp step/ops_linear.cpp
+               step/api.cpp step/decode.cpp step/loader.cpp step/memory.cpp step/ops_attention.cpp step/ops_kv.cpp step/ops_linear.cpp
                step/ops_moe.cpp step/ops_rows.cpp step/ops_sampling.cpp step/pool.cpp step/program.cpp
                step/sampling.cpp step/variants/rows_base.cpp)
 target_include_directories(runtime_cpu PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/step)

@@ -1,0 +1,6 @@
+"""Helpers of tests/support are importable in tests of packaging."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))

@@ -1,0 +1,1 @@
+"""A compiler of whole regions for an imaginary loom, with a queue and memory of its own."""
