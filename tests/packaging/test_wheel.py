@@ -38,6 +38,7 @@ def test_the_wheel_holds_the_packages_the_demo_model_and_the_licence(wheel: Path
     for wanted in (
         "runtime/__init__.py",
         "runtime/py.typed",
+        "runtime/server/page/index.html",
         "runtime/models/demo/demo-q8_0.gguf",
         "runtime_cpu/__init__.py",
         "runtime_conformance/cli/verify.py",
