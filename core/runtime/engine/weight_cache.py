@@ -2,7 +2,7 @@
 
 One file holds all packed weights of one model file for one `weight_layout`:
 
-    magic 8 bytes | bytes of the header u32 | crc32 of the header u32 | header (JSON) | weights, each at a multiple of 4096
+    magic 8 bytes | bytes of the header u32 | its crc32 u32 | header (JSON) | weights, each at a multiple of 4096
 
 The header names what the model file was (size, time, samples of its bytes), the layout, every weight with its form and
 place, and a sum of every MiB. The file is written under another name and renamed, so that nobody sees half of it, and
@@ -99,7 +99,9 @@ class WeightCache:
             tell(f"{folder} cannot be used: {error.strerror or error}; weights are packed at every start")
             return None
         key = zlib.crc32("\0".join([*(str(p.resolve()) for p in file.files), device.weight_layout]).encode())
-        label = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{file.path.stem[:60]}-{device.weight_layout}")
+        label = "".join(
+            c if c.isalnum() or c in "-_." else "_" for c in f"{file.path.stem[:60]}-{device.weight_layout}"
+        )
         cache = cls(folder / f"{label}-{key:08x}{SUFFIX}", device.weight_layout, identity)
         cache._map()
         return cache
@@ -225,7 +227,7 @@ class _Check:
 
 
 def sums(data: memoryview) -> list[list[int]]:
-    """Exclusive or, and sum, of the 64-bit words of every MiB: as fast as memory is read, and blind to no single change.
+    """Exclusive or, and sum, of the 64-bit words of every MiB: as fast as memory is read, and no single change escapes.
 
     One call does all whole MiBs, since a thread that asks for the interpreter lock often waits long for it.
     """
@@ -236,9 +238,7 @@ def sums(data: memoryview) -> list[list[int]]:
     found = [np.bitwise_xor.reduce(words, axis=1), np.add.reduce(words, axis=1)]
     result = [[int(a), int(b)] for a, b in zip(*found)]
     if whole < len(data):
-        rest = np.zeros(SUM_BYTES, np.uint8)
-        rest[: len(data) - whole] = np.frombuffer(data[whole:], np.uint8)
-        result += sums(memoryview(rest).cast("B"))
+        result += sums(memoryview(bytes(data[whole:]).ljust(SUM_BYTES, b"\0")))
     return result
 
 
@@ -279,7 +279,12 @@ def _write_file(path: Path, header: Mapping[str, Any], kept: Mapping[str, _Kept]
     weights: dict[str, tuple[str, int, int]] = {}
     nbytes = sum(_aligned(weight.data.nbytes) for weight in kept.values())
     # Room for the header: its length is known once the sums are, so what it can take at most is set aside.
-    room = 4096 + len(json.dumps(header)) + sum(len(json.dumps(name)) + 96 for name in kept) + (nbytes // SUM_BYTES + 1) * 48
+    room = (
+        4096
+        + len(json.dumps(header))
+        + sum(len(json.dumps(name)) + 96 for name in kept)
+        + (nbytes // SUM_BYTES + 1) * 48
+    )
     start = offset = _aligned(_START.size + room)
     free = shutil.disk_usage(path.parent).free
     if free < start + nbytes:

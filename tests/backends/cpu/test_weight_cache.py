@@ -143,12 +143,12 @@ def test_two_processes_that_start_at_once_leave_one_sound_file(start: Start, mod
 def test_a_folder_that_cannot_be_made_is_told_and_the_answer_comes(start: Start, model: Path) -> None:
     packed, told = start(folder=model / "cache")
     assert packed > 0
-    assert told == f"weight cache: {model / 'cache'} cannot be used: Not a directory; weights are packed at every start\n"
+    assert (
+        told == f"weight cache: {model / 'cache'} cannot be used: Not a directory; weights are packed at every start\n"
+    )
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told_and_leaves_nothing(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     packed, told = start()
     assert packed > 0
