@@ -123,7 +123,7 @@ class NativeWeight:
     """A weight as stored, and what was made of it: packed panels for products, f32 for everything else.
 
     The stored bytes are used in place; whoever mapped them keeps them valid until `close`. Packing goes on while the
-    caller does something else, and ends before a program runs. Pages of a mapped file are given back as soon as they are
+    caller does something else, and ends before a program runs. Pages of a mapped file are given back once they are
     packed. With a `slot`, packed panels are taken from there, or offered to it.
     """
 

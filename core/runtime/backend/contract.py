@@ -152,7 +152,7 @@ class Device(Protocol):
     def load_weight(self, spec: TensorSpec, data: memoryview, use: Mapping[str, Any]) -> Buffer:
         """Bring a weight onto the device; `use` (name, op, port of its first use) allows repacking.
 
-        Where the device is one of `CachesWeights` and the user named a cache, `use["slot"]` is the weight's `WeightSlot`.
+        Where the device is one of `CachesWeights` and the user named a cache, `use["slot"]` is its `WeightSlot`.
         """
 
     def upload(self, target: Buffer, data: memoryview, spec: TensorSpec) -> Event:
@@ -186,7 +186,7 @@ class WeightSlot(Protocol):
     def find(self) -> tuple[str, memoryview] | None:
         """Form and bytes that `keep` was given by an earlier process, or None.
 
-        The bytes are those of a mapped file, read-only, at a multiple of 4096; they stay valid while they are referred to.
+        The bytes are a mapped file's, read-only, at a multiple of 4096; they stay valid while they are referred to.
         """
 
     def keep(self, form: str, data: memoryview, finish: Callable[[], None]) -> None:

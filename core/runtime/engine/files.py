@@ -31,8 +31,8 @@ class OpenedModel:
     file: ModelFile
     spec: ModelSpec
     background: Background[Tokenizer]
-    """The tokenizer, built while weights are loaded: for a large vocabulary it takes as long. It is started when there is
-    something to wait for, since until then it would only share the interpreter lock."""
+    """The tokenizer, built while weights are loaded: for a large vocabulary it takes as long. It is started when there
+    is something to wait for, since until then it would only share the interpreter lock."""
     name: str
     default_sampling: SamplingParams
 

@@ -2,7 +2,7 @@
 
 One file holds all packed weights of one model file for one `weight_layout`:
 
-    magic 8 bytes | bytes of the header u32 | crc32 of the header u32 | header (JSON) | weights, each at a multiple of 4096
+    magic 8 bytes | bytes of the header u32 | its crc32 u32 | header (JSON) | weights, each at a multiple of 4096
 
 The header names what the model file was (size, time, samples of its bytes), the layout, every weight with its form and
 place, and a sum of every MiB. The file is written under another name and renamed, so that nobody sees half of it, and
@@ -227,7 +227,7 @@ class _Check:
 
 
 def sums(data: memoryview) -> list[list[int]]:
-    """Exclusive or, and sum, of the 64-bit words of every MiB: as fast as memory is read, and blind to no single change.
+    """Exclusive or, and sum, of the 64-bit words of every MiB: as fast as memory is read, and no single change escapes.
 
     One call does all whole MiBs, since a thread that asks for the interpreter lock often waits long for it.
     """
@@ -238,9 +238,7 @@ def sums(data: memoryview) -> list[list[int]]:
     found = [np.bitwise_xor.reduce(words, axis=1), np.add.reduce(words, axis=1)]
     result = [[int(a), int(b)] for a, b in zip(*found)]
     if whole < len(data):
-        rest = np.zeros(SUM_BYTES, np.uint8)
-        rest[: len(data) - whole] = np.frombuffer(data[whole:], np.uint8)
-        result += sums(memoryview(rest).cast("B"))
+        result += sums(memoryview(bytes(data[whole:]).ljust(SUM_BYTES, b"\0")))
     return result
 
 

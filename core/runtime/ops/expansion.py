@@ -52,7 +52,6 @@ def composite(
     not keep them in the format of its outputs.
     """
     overwritten = dict(inplace or {})
-    known: dict[Any, tuple[TensorSpec, ...]] = {}
 
     def reference(r: Rounding, **given: Any) -> Any:
         values, constants = _separate(attrs, given)
@@ -63,21 +62,6 @@ def composite(
             result if port.name in overwritten else r("output", result)
             for port, result in zip(outputs, results, strict=True)
         )
-
-    def infer(specs: Specs, constants: Attrs) -> tuple[TensorSpec, ...]:
-        # The layers of a model are alike, and each is asked about several times.
-        key = (
-            tuple((port, s.format.name, s.shape, s.layout) for port, s in specs.items()),
-            tuple(constants.items()),
-        )
-        if key not in known:
-            if len(known) >= MAX_REMEMBERED:
-                known.clear()
-            try:
-                known[key] = _as_tuple(expand(Interpreter(Op.infer_specs), specs, constants))
-            except InvalidArgument as fault:
-                raise InvalidArgument(f"{name}@1 is impossible: {fault.message}", remedy=fault.remedy) from fault
-        return known[key]
 
     def work(specs: Specs, _: Specs, constants: Attrs) -> Work:
         return _estimate(expand, specs, constants)
@@ -94,12 +78,33 @@ def composite(
         check=Check("statistical"),
         rounding=rounding,
         attrs=attrs,
-        infer=infer,
+        infer=_infer_by(expand, name),
         expand=expand,
         laws=("fused_equals_expanded", *laws),
         refusals=refusals,
         inplace=overwritten,
     )
+
+
+def _infer_by(expand: Expand, name: str) -> Callable[[Specs, Attrs], tuple[TensorSpec, ...]]:
+    """The shape rule of a composite. The layers of a model are alike, and each is asked about several times."""
+    known: dict[Any, tuple[TensorSpec, ...]] = {}
+
+    def infer(specs: Specs, constants: Attrs) -> tuple[TensorSpec, ...]:
+        key = (
+            tuple((port, s.format.name, s.shape, s.layout) for port, s in specs.items()),
+            tuple(constants.items()),
+        )
+        if key not in known:
+            if len(known) >= MAX_REMEMBERED:
+                known.clear()
+            try:
+                known[key] = _as_tuple(expand(Interpreter(Op.infer_specs), specs, constants))
+            except InvalidArgument as fault:
+                raise InvalidArgument(f"{name}@1 is impossible: {fault.message}", remedy=fault.remedy) from fault
+        return known[key]
+
+    return infer
 
 
 @dataclass(eq=False)
