@@ -45,30 +45,37 @@ struct Tiles {
     }
     template <int SUM, int A, int B>
     static void dot_bytes() {
-        check<SUM, A, B>();
-        for (int m = 0; m < rows<SUM>(); ++m)
-            for (int k = 0; k < rows<B>(); ++k)
-                for (int n = 0; n < bytes<SUM>() / 4; ++n) {
-                    int32_t sum;
-                    std::memcpy(&sum, used<SUM>()[m] + 4 * n, 4);
-                    for (int i = 0; i < 4; ++i) sum += int8_t(used<A>()[m][4 * k + i]) * used<B>()[k][4 * n + i];
-                    std::memcpy(used<SUM>()[m] + 4 * n, &sum, 4);
-                }
+        const int columns = check<SUM, A, B>(), lines = rows<B>();
+        for (int m = 0; m < rows<SUM>(); ++m) {
+            int32_t sum[16];
+            std::memcpy(sum, used<SUM>()[m], sizeof sum);
+            const uint8_t* a = used<A>()[m];
+            for (int k = 0; k < lines; ++k) {
+                const uint8_t* b = used<B>()[k];
+                for (int n = 0; n < columns; ++n)
+                    for (int i = 0; i < 4; ++i) sum[n] += int8_t(a[4 * k + i]) * b[4 * n + i];
+            }
+            std::memcpy(used<SUM>()[m], sum, sizeof sum);
+        }
     }
     template <int SUM, int A, int B>
     static void dot_bf16() {
-        check<SUM, A, B>();
-        for (int m = 0; m < rows<SUM>(); ++m)
-            for (int n = 0; n < bytes<SUM>() / 4; ++n) {
-                float part[2] = {0, 0}, sum;
-                for (int k = 0; k < rows<B>(); ++k)
-                    for (int i = 0; i < 2; ++i)
-                        part[i] = flushed(std::fma(bf16(used<A>()[m] + 4 * k + 2 * i), bf16(used<B>()[k] + 4 * n + 2 * i),
-                                                   part[i]));
-                std::memcpy(&sum, used<SUM>()[m] + 4 * n, 4);
-                sum = flushed(flushed(sum) + flushed(part[0] + part[1]));
-                std::memcpy(used<SUM>()[m] + 4 * n, &sum, 4);
+        const int columns = check<SUM, A, B>(), lines = rows<B>();
+        for (int m = 0; m < rows<SUM>(); ++m) {
+            float sum[16], part[2][16] = {};
+            std::memcpy(sum, used<SUM>()[m], sizeof sum);
+            const uint8_t* a = used<A>()[m];
+            for (int k = 0; k < lines; ++k) {
+                const uint8_t* b = used<B>()[k];
+                for (int i = 0; i < 2; ++i) {
+                    const float factor = bf16(a + 4 * k + 2 * i);
+                    for (int n = 0; n < columns; ++n)
+                        part[i][n] = flushed(std::fma(factor, bf16(b + 4 * n + 2 * i), part[i][n]));
+                }
             }
+            for (int n = 0; n < columns; ++n) sum[n] = flushed(flushed(sum[n]) + flushed(part[0][n] + part[1][n]));
+            std::memcpy(used<SUM>()[m], sum, sizeof sum);
+        }
     }
 
   private:
@@ -100,11 +107,13 @@ struct Tiles {
     static int bytes() {
         return state().shapes.row_bytes[T];
     }
+    // Returns the columns of the sums.
     template <int SUM, int A, int B>
-    static void check() {
+    static int check() {
         static_assert(SUM != A && SUM != B && A != B);
         require(rows<SUM>() == rows<A>() && bytes<A>() == 4 * rows<B>() && bytes<SUM>() == bytes<B>() &&
                 bytes<A>() % 4 == 0 && bytes<SUM>() % 4 == 0);
+        return bytes<SUM>() / 4;
     }
     static float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
     static float bf16(const uint8_t* p) {
