@@ -1,4 +1,4 @@
-# Verbs: setup | run | test | test-all | check | fix | bench. Each makes its own environment first.
+# Verbs: setup | run | test | test-all | check | fix | sanitize | bench. Each makes its own environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ define extra
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/$(1).txt
 endef
 
-.PHONY: setup run test test-all check fix bench clean
+.PHONY: setup run test test-all check fix sanitize bench clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,10 @@ check: $(VENV)/.ready
 fix: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The native kernels under the address, undefined-behaviour and thread sanitizers; needs g++ and cmake.
+sanitize: $(VENV)/.ready
+	$(BIN)/python tools/sanitize.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/reference.py

@@ -15,7 +15,4 @@ struct Variant {
 int num_variants();
 const Variant& variant(int i);
 
-// The last usable variant.
-const Kernels* best_kernels();
-
 }  // namespace rt

@@ -75,5 +75,9 @@ const Kernels* kernels_avxvnni();     // the same with AVX-VNNI
 const Kernels* kernels_avx512_256();  // AVX-512 VNNI at 256 bits: the code of avxvnni, testable on other processors
 const Kernels* kernels_avx512();      // AVX-512 F/BW/DQ/VL/VNNI
 const Kernels* kernels_avx512bf16();  // the same with AVX-512 BF16
+const Kernels* kernels_amx();         // the same with AMX-INT8 and AMX-BF16
+const Kernels* kernels_amx_emulated();  // the code of amx over tiles in memory, testable on other processors
+const Kernels* kernels_neon();        // any 64-bit Arm
+const Kernels* kernels_neon_dotprod();  // the same with the dot products of Armv8.2
 
 }  // namespace rt

@@ -20,12 +20,12 @@ from runtime_cpu.native import Library, load_library  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+def library() -> Library:
     if "RUNTIME_CPU_LIBRARY" not in os.environ:
         installed = load_library()
         if installed is not None:
             return installed
-    return Library(build(tmp_path_factory.mktemp("native")))
+    return Library(build())
 
 
 @pytest.fixture(scope="session")

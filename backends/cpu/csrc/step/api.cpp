@@ -19,15 +19,16 @@ const rt::RowKernels* rows_for(const char* name) {
     } known[] = {
 #if defined(RT_HAS_AVX512BF16)
         {"avx512-bf16", rt::rows_avx512bf16},
+        {"amx", rt::rows_avx512bf16},
 #endif
 #if defined(RT_HAS_AVX512)
         {"avx512", rt::rows_avx512},
 #endif
-#if defined(RT_HAS_AMX) && defined(RT_HAS_AVX512BF16)
-        {"amx", rt::rows_avx512bf16},
-#endif
 #if defined(RT_HAS_AVX2)
         {"avx", rt::rows_avx2},
+#endif
+#if defined(RT_HAS_NEON)
+        {"neon", rt::rows_neon},
 #endif
     };
     for (const auto& entry : known)

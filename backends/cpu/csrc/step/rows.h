@@ -99,9 +99,11 @@ struct RowKernels {
     void (*kv_load)(const KvCache& cache, bool value, int64_t slot, int32_t head, float* x);
 };
 
+// One per set of lanes, where the compiler and the architecture can build it.
 const RowKernels* rows_base();
-const RowKernels* rows_avx2();       // null where the compiler or the architecture cannot build it
+const RowKernels* rows_avx2();
 const RowKernels* rows_avx512();
 const RowKernels* rows_avx512bf16();
+const RowKernels* rows_neon();
 
 }  // namespace rt

@@ -8,7 +8,7 @@ target_compile_options(runtime_cpu PRIVATE -fno-math-errno -fno-trapping-math)
 # GCC 12 warns about its own headers: their undefined vectors are meant.
 set(rows_options -Wno-maybe-uninitialized)
 set_source_files_properties(step/variants/rows_base.cpp PROPERTIES COMPILE_OPTIONS "${rows_options}")
-foreach(name avx2 avx512 avx512bf16)
+foreach(name avx2 avx512 avx512bf16 neon)
   string(TOUPPER ${name} upper)
   if(RT_COMPILES_${upper})
     target_sources(runtime_cpu PRIVATE step/variants/rows_${name}.cpp)
