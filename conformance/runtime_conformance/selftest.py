@@ -16,11 +16,12 @@ from runtime_conformance.runner import Lane, Options
 from runtime_conformance.saboteurs.backend import TestBackend, make_backend
 from runtime_conformance.saboteurs.faults import PRODUCTS, ROWS, Saboteur
 from runtime_conformance.saboteurs.faults_device import DEVICES, VIOLENT
+from runtime_conformance.saboteurs.faults_laws import LAW_BREAKERS
 from runtime_conformance.saboteurs.faults_serving import ATTENTION, CACHE, CHOICES
 from runtime_conformance.saboteurs.precision import PRECISIONS
 from runtime_conformance.target import Target
 
-SABOTEURS: tuple[Saboteur, ...] = (*PRODUCTS, *ROWS, *ATTENTION, *CACHE, *CHOICES, *DEVICES)
+SABOTEURS: tuple[Saboteur, ...] = (*PRODUCTS, *ROWS, *ATTENTION, *CACHE, *CHOICES, *DEVICES, *LAW_BREAKERS)
 REQUIRED_SHARE = 0.97
 CASES_PER_HONEST_RUN = 8
 VIOLENT_TIMEOUT_S = 8.0

@@ -16,6 +16,7 @@ from runtime.dtypes import FORMATS, Span, TensorSpec, encode
 from runtime.executor import Executor, make_plan
 from runtime.graph import Graph, GraphBuilder
 from runtime_conformance.data import Stream
+from runtime_conformance.device.units import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -261,16 +262,8 @@ def judge_logits(logits: NDArray[Any], numerics: Sequence[Numerics], seed: int, 
 
     wanted = np.concatenate(_run(_straight, ReferenceDevice(), "host", seed))
     error = float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted))
-    unit = max([2.0**-24, *(_unit(f) for n in numerics for f in (n.activation, n.accumulate, n.output))])
-    unit = max(unit, _unit(kv_format))
-    limit = 24 * unit * LAYERS
+    coarsest = max(unit(f) for f in (kv_format, *(f for n in numerics for f in (n.activation, n.accumulate, n.output))))
+    limit = 24 * coarsest * LAYERS
     if not np.isfinite(logits).all():
         return ["logits hold NaN or infinity"]
     return [] if error <= limit else [f"logits are off by {error:.2g} of their norm (limit {limit:.2g})"]
-
-
-def _unit(fmt: str) -> float:
-    """Unit of the last place of 1 in a format, as coarsely as it may be used."""
-    return {"f16": 2.0**-11, "bf16": 2.0**-8, "f8_e4m3": 2.0**-4, "f8_e5m2": 2.0**-3, "q8_0": 2.0**-8}.get(
-        fmt, 2.0**-8 if fmt.startswith("i8/") else 2.0**-24
-    )
