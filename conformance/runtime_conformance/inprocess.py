@@ -5,17 +5,24 @@ An oracle is made once per case, seed and numerics, however many backends are ju
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.backend import Device, Numerics
+from runtime.backend import Device, Numerics, ReferenceDevice, RuntimeFault
 from runtime_conformance.case import Case, output_specs
 from runtime_conformance.data import decode_data, make_data
+from runtime_conformance.device.collective import is_judged, plan, run_rank
+from runtime_conformance.device.handover import give, take
 from runtime_conformance.device.laws import run_law
 from runtime_conformance.device.run import decode_outputs, run_case
+from runtime_conformance.device.serving import PROGRAMS, judge_logits, run_program
 from runtime_conformance.judging.judge import judge
 from runtime_conformance.judging.oracle import Oracle, make_oracle
 from runtime_conformance.judging.power import weaknesses
+from runtime_conformance.process.worker import judge_runs
 
 
 @dataclass
@@ -57,3 +64,58 @@ class Bench:
     def weaknesses(self, case: Case, numerics: Numerics) -> list[str]:
         """See `runtime_conformance.judging.power`."""
         return weaknesses(case, *self.oracle(case, numerics))
+
+
+def scale_faults(open_device: Callable[[], Device], seed: int, fail_within_s: float = 20.0) -> str | None:
+    """The first fault of L3 that threads of this process show, each with a device of its own; None if there is none."""
+    devices = [open_device() for _ in range(3)]
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (name, (case, world)) in enumerate(plan(("f32",)).items()):
+            if name == "a_dead_peer_is_noticed":
+                continue  # a thread cannot die
+            header = {"name": name, "case": case.to_json(), "seed": seed, "fail_within_s": fail_within_s}
+            header["group"] = [f"{folder}/{i}-{rank}" for rank in range(world)]
+            with ThreadPoolExecutor(world) as pool:
+                ranks = [pool.submit(_rank, devices[r], {**header, "rank": r}) for r in range(world)]
+            answers = [r.result() for r in ranks]
+            failure = next((f for f, _ in answers if f), None)
+            if failure is None and is_judged(name):
+                made = [blobs[0] for _, blobs in answers]
+                runs = [[blob] for blob in made] if case.op == "swiglu_ffn@1" else [made]
+                failure = next(iter(judge_runs(case, seed, Numerics(), runs)["reasons"]), None)
+            if failure is not None:
+                return f"{name}: {failure}"
+    return _handover_fault(devices[0], seed)
+
+
+def _rank(device: Device, header: dict[str, Any]) -> tuple[str, list[Any]]:
+    try:
+        answer, blobs = run_rank(device, header)
+    except RuntimeFault as error:
+        return f"{type(error).__name__}: {error}", []
+    return answer["failure"], blobs
+
+
+def _handover_fault(device: Device, seed: int) -> str | None:
+    layout = device.manifest.kv_layouts[0]
+    size, numerics = layout.block_sizes[0], [r.numerics for r in device.manifest.rules]
+    sides = {"bench": device, "host": ReferenceDevice(name="host")}
+    for giver, taker in (("bench", "host"), ("host", "bench")):
+        caches = give(sides[giver], giver, seed, size)
+        logits = take(sides[taker], taker, seed, caches, size)
+        reasons = judge_logits(logits, numerics, seed, layout.formats[0], first=1)
+        if reasons:
+            return f"a cache goes from {giver} to {taker}: {reasons[0]}"
+    return None
+
+
+def serve_fault(device: Device, seed: int) -> str | None:
+    """The first fault that a program of L2 shows; None if there is none."""
+    numerics = [r.numerics for r in device.manifest.rules]
+    for name in PROGRAMS:
+        answer, (raw,) = run_program(device, name, "bench", seed)
+        logits = raw.view("<f4").reshape(answer["shape"])
+        reasons = judge_logits(logits, numerics, seed, device.manifest.kv_layouts[0].formats[0])
+        if answer["failure"] or reasons:
+            return f"{name}: {answer['failure'] or reasons[0]}"
+    return None

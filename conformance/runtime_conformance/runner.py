@@ -19,6 +19,7 @@ from runtime_conformance.device.laws import untested_laws
 from runtime_conformance.device.serving import PROGRAMS
 from runtime_conformance.levels import Profile, is_required, level_of
 from runtime_conformance.process.pool import Worker, WorkerCrashed, WorkerHung
+from runtime_conformance.scale import run_scale
 from runtime_conformance.target import OPEN_TIMEOUT_S, Target
 from runtime_conformance.verdict import Row, Verdict, exit_code
 from runtime_conformance.waivers import Waiver, find_waiver
@@ -77,6 +78,8 @@ def run_suite(target: Target, options: Options, progress: Progress | None = None
     rows += _untested(manifest, cases)
     if options.ops == ("*",) and options.level in ("L2", "L3"):
         rows += _run_programs(target, manifest, options)
+    if options.ops == ("*",) and options.level == "L3":
+        rows += run_scale(target, manifest, options)
     rows += _broken_promises(manifest, options)
     report = Report(target, manifest, options, rows)
     report.notes = _notes(rows)

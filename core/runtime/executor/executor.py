@@ -90,6 +90,14 @@ class Executor:
         """run_ns, and of all devices during runs: kernels_run, bytes_uploaded, bytes_downloaded, host_compute_ns."""
         return dict(self._counters)
 
+    def state(self, name: str) -> tuple[str, Buffer, TensorSpec]:
+        """Where a state lies: name of its device, its buffer there, and its spec with sizes."""
+        value = self.plan.graph.states.get(name)
+        device = next((d for d, buffers in self._resident.items() if value is not None and name in buffers), None)
+        if value is None or device is None:
+            raise InvalidArgument(f"{self.plan.graph.name} has no state '{name}': {', '.join(self.plan.graph.states)}")
+        return device, self._resident[device][name], resolved(value.spec, self._state_dims, name)
+
     @property
     def host_share(self) -> float:
         """Part of the time of all runs that was computation on the host, 0 to 1."""
