@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.backend import Device, Numerics, ReferenceDevice, RuntimeFault
-from runtime_conformance.case import Case, output_specs
+from runtime_conformance.case import Case, Tensor, output_specs
 from runtime_conformance.data import decode_data, make_data
 from runtime_conformance.device.collective import is_judged, plan, run_rank
 from runtime_conformance.device.handover import give, take
 from runtime_conformance.device.laws import run_law
 from runtime_conformance.device.run import decode_outputs, run_case
 from runtime_conformance.device.serving import PROGRAMS, judge_logits, run_program
+from runtime_conformance.device.timing import time_case, time_copy
 from runtime_conformance.judging.judge import judge
 from runtime_conformance.judging.oracle import Oracle, make_oracle
 from runtime_conformance.judging.power import weaknesses
+from runtime_conformance.perf import implausible
 from runtime_conformance.process.worker import judge_runs
 
 
@@ -119,3 +121,16 @@ def serve_fault(device: Device, seed: int) -> str | None:
         if answer["failure"] or reasons:
             return f"{name}: {answer['failure'] or reasons[0]}"
     return None
+
+
+def speed_fault(device: Device, seed: int, budget_s: float = 0.1) -> str | None:
+    """What is wrong with a timed product: its result, or its speed; None if nothing is."""
+    inputs = {"x": Tensor("f32", (1, 2048)), "weight": Tensor("f32", (1024, 2048), "weight", ("normal", 0.05))}
+    case = Case("linear@1", inputs, {})
+    answer, outputs = time_case(device, case, seed, budget_s)
+    if answer["status"] != "ran":
+        return str(answer["reason"])
+    reasons = judge_runs(case, seed, Numerics(**answer["numerics"]), [outputs])["reasons"]
+    fastest = min(answer["times"])
+    copies = {"copied_bytes_per_s": time_copy(device, budget_s)["bytes_per_s"]}
+    return next(iter(reasons), None) or implausible(answer["bytes"] / fastest, 0.0, copies) or None

@@ -11,7 +11,7 @@ from runtime_conformance.case import Case
 from runtime_conformance.cases import make_cases
 from runtime_conformance.data import Stream
 from runtime_conformance.device.checks import check_names, run_check
-from runtime_conformance.inprocess import Bench, scale_faults, serve_fault
+from runtime_conformance.inprocess import Bench, scale_faults, serve_fault, speed_fault
 from runtime_conformance.runner import Lane, Options
 from runtime_conformance.saboteurs.backend import TestBackend, make_backend
 from runtime_conformance.saboteurs.faults import PRODUCTS, ROWS, Saboteur
@@ -19,12 +19,13 @@ from runtime_conformance.saboteurs.faults_device import DEVICES, VIOLENT
 from runtime_conformance.saboteurs.faults_laws import LAW_BREAKERS
 from runtime_conformance.saboteurs.faults_scale import SCALE
 from runtime_conformance.saboteurs.faults_serving import ATTENTION, CACHE, CHOICES
+from runtime_conformance.saboteurs.faults_speed import SPEED
 from runtime_conformance.saboteurs.precision import PRECISIONS
 from runtime_conformance.scale import verdict_on_death
 from runtime_conformance.target import Target
 from runtime_conformance.verdict import Row, Verdict
 
-SABOTEURS: tuple[Saboteur, ...] = (*PRODUCTS, *ROWS, *ATTENTION, *CACHE, *CHOICES, *DEVICES, *LAW_BREAKERS, *SCALE)
+SABOTEURS: tuple[Saboteur, ...] = (*PRODUCTS, *ROWS, *ATTENTION, *CACHE, *CHOICES, *DEVICES, *LAW_BREAKERS, *SCALE, *SPEED)
 REQUIRED_SHARE = 0.97
 CASES_PER_HONEST_RUN = 8
 VIOLENT_TIMEOUT_S = 8.0
@@ -99,6 +100,8 @@ def catch(saboteur: Saboteur, bench: Bench, cases: dict[str, list[Case]]) -> str
         return None
     if saboteur.op == "serve":
         return serve_fault(device, bench.seed)
+    if saboteur.op == "speed":
+        return speed_fault(device, bench.seed)
     if saboteur.op == "scale":
         return scale_faults(lambda: open_device(saboteur.make()), bench.seed)
     if saboteur.op not in cases:

@@ -75,6 +75,10 @@ class _OnDevice:
             from runtime_conformance.device.serving import run_program
 
             return run_program(self.device, header["name"], self.request["name"], header["seed"])
+        if what == "time_copy":
+            from runtime_conformance.device.timing import time_copy
+
+            return time_copy(self.device, header["budget_s"]), []
         if what in ("collective", "give", "take"):
             return self._scale(what, header, blobs)
         case, seed = Case.from_json(header["case"]), header["seed"]
