@@ -43,7 +43,7 @@ class Bench:
         return self._oracles[key]
 
     def faults(self, device: Device, case: Case, *, computes_on_host: bool = False) -> list[str] | None:
-        """What is wrong with the device in this case; None where its manifest does not claim it, or a law cannot be tested."""
+        """What is wrong in this case; None where the manifest does not claim it, or a law cannot be tested."""
         outcome = run_law(device, case, self.seed) if case.law else run_case(device, case, self.seed)
         if outcome.status in ("unsupported", "vacuous"):
             return None

@@ -164,7 +164,7 @@ class Group:
     def hand_over(self, row: Row, name: str) -> None:
         """The cache of a prompt is computed by one side; the other continues."""
         layout = self._manifest.kv_layouts[0] if self._manifest.kv_layouts else None
-        common = {"seed": self._options.seed, "block_size": layout.block_sizes[0] if layout else 16}
+        common: dict[str, Any] = {"seed": self._options.seed, "block_size": layout.block_sizes[0] if layout else 16}
         common |= {"kv_format": layout.formats[0] if layout else "f16"}
         common |= {"numerics": [asdict(n) for n in dict.fromkeys(r.numerics for r in self._manifest.rules)]}
         goes_out = name == HANDOVERS[0]

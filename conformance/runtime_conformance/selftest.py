@@ -25,7 +25,17 @@ from runtime_conformance.scale import verdict_on_death
 from runtime_conformance.target import Target
 from runtime_conformance.verdict import Row, Verdict
 
-SABOTEURS: tuple[Saboteur, ...] = (*PRODUCTS, *ROWS, *ATTENTION, *CACHE, *CHOICES, *DEVICES, *LAW_BREAKERS, *SCALE, *SPEED)
+SABOTEURS: tuple[Saboteur, ...] = (
+    *PRODUCTS,
+    *ROWS,
+    *ATTENTION,
+    *CACHE,
+    *CHOICES,
+    *DEVICES,
+    *LAW_BREAKERS,
+    *SCALE,
+    *SPEED,
+)
 REQUIRED_SHARE = 0.97
 CASES_PER_HONEST_RUN = 8
 VIOLENT_TIMEOUT_S = 8.0

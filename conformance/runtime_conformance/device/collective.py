@@ -62,8 +62,10 @@ class Rank:
         self.case = Case.from_json(header["case"])
         self.seed: int = header["seed"]
         self.fail_within_s: float = header.get("fail_within_s", FAIL_WITHIN_S)
-        self.failure = "" if (communicator.rank, communicator.world_size) == (self.rank, self.world) else (
-            f"rank {self.rank} of {self.world} says that it is {communicator.rank} of {communicator.world_size}"
+        self.failure = (
+            ""
+            if (communicator.rank, communicator.world_size) == (self.rank, self.world)
+            else (f"rank {self.rank} of {self.world} says that it is {communicator.rank} of {communicator.world_size}")
         )
 
     def buffer(self, spec: TensorSpec, data: Any) -> Buffer:

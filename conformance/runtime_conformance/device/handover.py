@@ -74,15 +74,13 @@ def _cache(executor: Executor, backend: str, layer: int) -> tuple[Any, TensorSpe
     return buffer, spec
 
 
-def _run(
-    device: Device, op: str, spec: TensorSpec, cache: Any, blocks: list[int], source: Any, target: Any
-) -> None:
+def _run(device: Device, op: str, spec: TensorSpec, cache: Any, blocks: list[int], source: Any, target: Any) -> None:
     """One kv_export or kv_import over the cache of an executor."""
     import numpy as np
 
     builder = GraphBuilder(op, {})
     kv = builder.state("kv", spec)
-    inputs = {"kv": kv, "block_ids": builder.input("block_ids", "i32", (len(blocks),))}
+    inputs: dict[str, Any] = {"kv": kv, "block_ids": builder.input("block_ids", "i32", (len(blocks),))}
     if source is not None:
         inputs["data"] = builder.input("data", "f32", (2, len(blocks), *spec.resolve({})[2:]))
     builder.output("made", builder.op(op, **inputs))
@@ -103,5 +101,3 @@ def _run(
     finally:
         executable.close()
         buffer.close()
-
-

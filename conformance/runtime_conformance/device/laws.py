@@ -188,7 +188,7 @@ def _position_zero(runner: Runner, case: Case, stored: Stored) -> tuple[list[str
 
 
 def _untouched(runner: Runner, case: Case, stored: Stored) -> tuple[list[str], list[Answer]]:
-    """What is no target keeps every byte: all of the cache where every slot is -1, otherwise blocks that are not named."""
+    """What is no target keeps every byte: all of the cache where every slot is -1, otherwise the blocks not named."""
     import numpy as np
 
     kv = case.inputs["kv"]
@@ -254,7 +254,9 @@ def laws_of(op_key: str, manifest: Manifest | None = None) -> list[str]:
     """Names of the laws that are tested for an operation, with those that only the flags of `manifest` make apply."""
     from runtime_conformance.device import graph_laws, numeric_laws, paging_laws, row_laws, token_laws
 
-    assert all(m.__doc__ for m in (graph_laws, numeric_laws, paging_laws, row_laws, token_laws))  # each registers its own
+    assert all(
+        m.__doc__ for m in (graph_laws, numeric_laws, paging_laws, row_laws, token_laws)
+    )  # each registers its own
     declared = CATALOGUE[op_key].laws
     names = [n for n in declared if n not in EVERYWHERE]
     if "row_independent" in declared:

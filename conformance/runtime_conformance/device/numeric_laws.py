@@ -69,9 +69,7 @@ def _norm_shifted(runner: Runner, case: Case, stored: Stored) -> Result:
     if allowed > 0.25:
         raise NotEvaluable(f"sums in {numerics.accumulate} lose a row that lies {shift:g} from zero")
     values = _whole(x.shape, -3, 3)
-    answers = [
-        runner.run(case, {**stored, "x": _stored(x.format, v)}) for v in (values, values + shift)
-    ]
+    answers = [runner.run(case, {**stored, "x": _stored(x.format, v)}) for v in (values, values + shift)]
     y, moved = (runner.values(case, a)[0] for a in answers)
     weight = case.inputs["weight"]
     gains = np.abs(weight.spec.format.decode(stored["weight"], weight.shape)).astype(np.float64)
@@ -97,7 +95,9 @@ def _softmax_shifted(runner: Runner, case: Case, stored: Stored) -> Result:
     size = np.abs(y)
     limit = allowed + out * size if case.attrs.get("log") else (allowed + out) * size
     smallest = 2.0**-24 if "f16" in (x.format, numerics.output) else 2.0**-126
-    return _first("scores that are all shifted give other probabilities", np.abs(y - moved) - limit - smallest, y, moved)
+    return _first(
+        "scores that are all shifted give other probabilities", np.abs(y - moved) - limit - smallest, y, moved
+    )
 
 
 def _first(what: str, off: Any, y: Any, moved: Any) -> Result:
@@ -108,7 +108,9 @@ def _first(what: str, off: Any, y: Any, moved: Any) -> Result:
     if not wrong.any():
         return [], []
     at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return [f"{what}: {int(wrong.sum())} of {wrong.size} elements, element {list(at)} {y[at]:.7g} and {moved[at]:.7g}"], []
+    return [
+        f"{what}: {int(wrong.sum())} of {wrong.size} elements, element {list(at)} {y[at]:.7g} and {moved[at]:.7g}"
+    ], []
 
 
 def _heads(case: Case, values: Any) -> Any:

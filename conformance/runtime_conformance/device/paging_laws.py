@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from runtime.dtypes import FORMATS, can_encode, encode
@@ -203,11 +204,11 @@ def _copied_blocks(runner: Runner, case: Case, stored: Stored) -> Result:
 
 
 def _permuted_sequences(runner: Runner, case: Case, stored: Stored) -> Result:
-    """Sequences in reverse order, rows with them: before the judge; the same bits where batch invariance is declared."""
+    """Sequences in reverse order, with their rows: as `_independent`."""
     import numpy as np
 
     starts = _numbers(case, stored, "query_start_loc").tolist()
-    spans = [list(range(a, b)) for a, b in zip(starts, starts[1:])][::-1]
+    spans = [list(range(a, b)) for a, b in pairwise(starts)][::-1]
     rows = [row for span in spans for row in span]
     q = stored["q"].reshape(case.inputs["q"].shape[0], -1)[rows].reshape(-1)
     other = {**stored, "q": q, "query_start_loc": _packed(np.cumsum([0, *map(len, spans)]))}

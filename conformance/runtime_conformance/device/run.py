@@ -77,7 +77,9 @@ class Session:
                 self.input_buffers[name] = device.allocate(spec)
         for name, value in self.graph.constants.items():
             assert value.data is not None
-            self.resident[name] = self._load(name, value.spec, np.frombuffer(encode(value.spec.format, value.data), "u1"))
+            self.resident[name] = self._load(
+                name, value.spec, np.frombuffer(encode(value.spec.format, value.data), "u1")
+            )
         for value in self.graph.outputs.values():
             spec = TensorSpec(value.spec.format, value.spec.resolve(self.sizes), value.spec.layout)
             buffer = self.resident[states[value].name] if value in states else device.allocate(spec)

@@ -110,7 +110,7 @@ class Engine:
         self.executor = Executor(self.plan, {name: device}, lambda n: (specs[n], load(n, specs[n])), sizes)
 
     def step(self, *work: tuple[Served, int], all_rows: bool = False) -> NDArray[Any]:
-        """Compute the next `n` tokens of each (sequence, n) in one ragged step; logits of each one's last, or of all."""
+        """Compute the next `n` tokens of each (sequence, n) in one ragged step; logits of the last ones, or of all."""
         import numpy as np
 
         tokens, positions, slots, starts, lengths = [], [], [], [0], []
@@ -225,7 +225,7 @@ def _batched(engine: Engine) -> list[NDArray[Any]]:
 
 
 def _drafted(engine: Engine) -> list[Any]:
-    """Drafted tokens are computed with the certain ones; those that are rejected leave the cache to their successors."""
+    """Drafted tokens are computed with the certain ones; the rejected leave the cache to their successors."""
     a = engine.fresh(_PROMPT_A, 0)
     made = [engine.step((a, len(_PROMPT_A)))]
     for num_right, num_wrong in ((0, 2), (1, 1)):

@@ -13,7 +13,7 @@ from runtime_conformance.data import Stream, make_data
 from runtime_conformance.device.run import POISONS, TIMEOUT_S, Session, match
 
 _FEWEST, _MOST = 5, 200
-_COPIES = (1 << 20, 1 << 26)
+_COPIES = (1 << 20, 1 << 25)
 """Bytes: what fits into caches, and what does not."""
 
 

@@ -15,7 +15,7 @@ WIDE = 70_001
 """Columns: more than 16 bits count, and more than any group of work-items; vocabularies have up to 262144."""
 NUM_DRAWS = 4096
 FALSE_ALARM = 1e-9
-"""Of the frequencies of one case: the normal deviate of the statistic must stay below 6.0 (Wilson and Hilferty 1931)."""
+"""Of the frequencies of one case: the statistic's normal deviate must stay below 6.0 (Wilson and Hilferty 1931)."""
 _LARGEST_DEVIATE = 6.0
 _FEWEST_EXPECTED = 5.0
 _UNIFORMS = (0.0, 0.5, 1 - 2.0**-24)
@@ -98,7 +98,9 @@ def _frequencies(runner: Runner, case: Case, stored: Stored) -> Result:
     deviate = chi_square_deviate(np.bincount(tokens, minlength=case.inputs["logits"].shape[1])[ids], p * NUM_DRAWS)
     if deviate <= _LARGEST_DEVIATE:
         return [], []
-    return [f"{NUM_DRAWS} draws do not follow their probabilities: {deviate:.1f} deviations (limit {_LARGEST_DEVIATE:g})"], []
+    return [
+        f"{NUM_DRAWS} draws do not follow their probabilities: {deviate:.1f} deviations (limit {_LARGEST_DEVIATE:g})"
+    ], []
 
 
 def chi_square_deviate(observed: Any, expected: Any) -> float:
@@ -116,7 +118,7 @@ def chi_square_deviate(observed: Any, expected: Any) -> float:
     freedom = len(expected) - 1
     statistic = float(((observed - expected) ** 2 / expected).sum())
     spread = 2 / (9 * freedom)
-    return ((statistic / freedom) ** (1 / 3) - (1 - spread)) / sqrt(spread)
+    return float(((statistic / freedom) ** (1 / 3) - (1 - spread)) / sqrt(spread))
 
 
 def _add(name: str, applies: Any, test: Any) -> None:

@@ -103,7 +103,6 @@ class _OnDevice:
         }
         return answer, [y for run in outcome.runs for y in run]
 
-
     def _scale(self, what: str, header: dict[str, Any], blobs: list[Any]) -> tuple[dict[str, Any], list[Any]]:
         from runtime_conformance.device.collective import run_rank
         from runtime_conformance.device.laws import NotEvaluable

@@ -23,7 +23,8 @@ CONDITIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """Operation -> conditions of its rule."""
 _MODULES = {
-    kernels: "linear rms_norm_linear embed rms_norm layer_norm rope attention kv_write kv_copy_blocks kv_export kv_import",
+    kernels: "linear rms_norm_linear embed rms_norm layer_norm rope attention kv_write kv_copy_blocks kv_export "
+    "kv_import",
     kernels_rows: "activation glu add mul softcap convert softmax topk argmax gather_rows concat split moe_route "
     "moe_linear sample verify_draft penalize all_reduce",
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.backend import ArrayBuffer, Buffer, KernelDevice, Region
 from runtime_conformance.saboteurs.faults import Saboteur, answers, asks
-from runtime_conformance.saboteurs.faults_device import device_base, wrapped
+from runtime_conformance.saboteurs.faults_device import Wrapped, device_base
 
 
 def _small_square(given: dict[str, Any]) -> Any:
@@ -140,7 +140,7 @@ class _Reusing(KernelDevice):
                 output.value[-1] = 0
 
         inner = super().compile(region, resident, hints)
-        return wrapped(inner, region, after) if len(region.nodes) > 1 else inner
+        return Wrapped(inner, region, after) if len(region.nodes) > 1 else inner
 
 
 class _Baking(KernelDevice):
@@ -179,7 +179,10 @@ LAW_BREAKERS: Sequence[Saboteur] = (
         asks(lambda g: {"positions": g["positions"].clip(max=16383)}),
     ),
     Saboteur(
-        "tail-after-prefill", "attention@1", "a single query after a prompt is not computed", answers(_tail_after_prefill)
+        "tail-after-prefill",
+        "attention@1",
+        "a single query after a prompt is not computed",
+        answers(_tail_after_prefill),
     ),
     Saboteur("padding-counted", "attention@1", "padding rows count as the last sequence's", asks(_last_takes_all)),
     Saboteur("topk-index16", "topk@1", "indices have 16 bits", answers(_index16)),

@@ -21,7 +21,9 @@ class _Spoilt(HostCommunicator):
     def spoil(self, name: str, parts: Parts) -> Parts:
         return parts
 
-    def _exchange(self, name: str, target: Any, source: Any, spec: TensorSpec, made: TensorSpec, combine: Combine) -> Any:
+    def _exchange(
+        self, name: str, target: Any, source: Any, spec: TensorSpec, made: TensorSpec, combine: Combine
+    ) -> Any:
         return super()._exchange(name, target, source, spec, made, lambda parts: combine(self.spoil(name, parts)))
 
 
@@ -69,7 +71,9 @@ class _Late(_Spoilt):
 class _Lenient(HostCommunicator):
     """Ranks with other shapes get what they gave."""
 
-    def _exchange(self, name: str, target: Any, source: Any, spec: TensorSpec, made: TensorSpec, combine: Combine) -> Any:
+    def _exchange(
+        self, name: str, target: Any, source: Any, spec: TensorSpec, made: TensorSpec, combine: Combine
+    ) -> Any:
         meet, device = self._meeting, self._device
         self._count += 1
         number, data = self._count, self._content(source, spec)
@@ -162,15 +166,15 @@ def _restored(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SCALE: Sequence[Saboteur] = (
-    Saboteur("group-misses-rank", "scale", "the last rank is missing from sums over processes", base=joins(_MissingRank)),
+    Saboteur(
+        "group-misses-rank", "scale", "the last rank is missing from sums over processes", base=joins(_MissingRank)
+    ),
     Saboteur("group-reversed", "scale", "parts are joined in reverse order", base=joins(_Reversed)),
     Saboteur("group-root-zero", "scale", "a broadcast always comes from rank 0", base=joins(_RootZero)),
     Saboteur("group-own-again", "scale", "every rank gets the part for rank 0", base=joins(_OwnAgain)),
     Saboteur("group-late", "scale", "the result of the collective before", base=joins(_Late)),
     Saboteur("group-lenient", "scale", "ranks with other shapes are not refused", base=joins(_Lenient)),
-    Saboteur(
-        "group-staged", "scale", "what a kernel wrote is not what is sent", base=joins(_Staged, _Remembering)
-    ),
+    Saboteur("group-staged", "scale", "what a kernel wrote is not what is sent", base=joins(_Staged, _Remembering)),
     Saboteur("group-unabortable", "scale", "an abort does not end what is pending", base=joins(_Unabortable)),
     Saboteur(
         "export-own-layout",

@@ -84,14 +84,17 @@ class HostCommunicator:
 
     def __init__(self, device: Transfers, group: Sequence[str], rank: int, *, limit_s: float = LIMIT_S) -> None:
         if not 0 <= rank < len(group) or len(set(group)) < len(group):
-            raise InvalidArgument(f"rank {rank} cannot join the group {list(group)}: addresses are distinct, one per rank")
+            raise InvalidArgument(
+                f"rank {rank} cannot join the group {list(group)}: addresses are distinct, one per rank"
+            )
         self._device = device
         self._meeting = Meeting(group, rank, limit_s)
         self._count = 0
         self._sent: dict[int, int] = {}
         self._received: dict[int, int] = {}
         self._jobs: queue.SimpleQueue[tuple[Callable[[], None], PendingEvent] | None] = queue.SimpleQueue()
-        threading.Thread(target=_work, args=(self._jobs,), daemon=True).start()
+        name = f"collectives of {group[rank]}"
+        threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
         weakref.finalize(self, self._jobs.put, None)
 
     @property
@@ -116,7 +119,7 @@ class HostCommunicator:
         """Sum `source`, a `spec`, over all ranks; each keeps its part of the outermost dimension."""
         kept = self._resized(spec, 1, self.world_size)
 
-        def own(parts: Parts) -> bytes:
+        def own(parts: Parts) -> memoryview:
             return self._cut([memoryview(_sum(parts, spec))])[0][self.rank]
 
         return self._exchange("reduce_scatter", target, source, spec, kept, own)
@@ -216,7 +219,7 @@ class Meeting:
         self.watches = True
         self._failure: str | None = None
         self._failed_rank: int | None = None
-        self._lock = _locked(f"{group[rank]}.alive")
+        self._lock = _Lock(f"{group[rank]}.alive")
 
     def exchange(self, number: int, header: Mapping[str, str], data: memoryview, what: str) -> Parts:
         """Post this rank's part and wait for those of all others; raises CollectiveFailed."""
@@ -319,17 +322,19 @@ def _sum(parts: Parts, spec: TensorSpec) -> bytes | memoryview:
         return encode(spec.format, total)
 
 
-def _locked(path: str) -> Any:
-    """An open file that is locked for as long as it is open; it appears when it is locked."""
-    file = Path(f"{path}.new").open("wb")  # noqa: SIM115  held for the life of the rank
-    try:
-        import fcntl
+class _Lock:
+    """A file that is locked for as long as this object, or its process, lives; it appears when it is locked."""
 
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except ImportError:  # no such locks on this system: a dead peer is then noticed by the time limit
-        pass
-    os.replace(f"{path}.new", path)
-    return file
+    def __init__(self, path: str) -> None:
+        file = os.open(f"{path}.new", os.O_CREAT | os.O_WRONLY, 0o600)
+        self.close = weakref.finalize(self, os.close, file)
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except ImportError:  # no such locks on this system: a dead peer is then noticed by the time limit
+            pass
+        Path(f"{path}.new").replace(path)
 
 
 def _is_dead(path: str) -> bool:
