@@ -83,8 +83,8 @@ def is_required(case: Case, level: str, profiles: tuple[Profile, ...]) -> bool:
         return False
     if any(op.name in p.ops for p in profiles):
         return _formats_required(case, profiles)
-    if op.name in _REQUIRED_WHERE or op.name in _OPTIONAL or (op.family == "collective" and level != "L3"):
-        return False
+    if op.name in _REQUIRED_WHERE or op.name in _OPTIONAL or op.family == "collective":
+        return False  # collectives are required of the device's communicator, as nodes of a graph they are not
     return _formats_required(case, profiles) and _is_common(case)
 
 

@@ -1,7 +1,7 @@
 """Performance: operations over the shapes of real models, against the roofline measured through the same interface.
 
-The outputs of the timed runs go before the judge, and what is faster than the device's own roofline is refused as
-implausible.
+Every timed run has contents of its own and the outputs of the last go before the judge. What is faster than the
+device's own roofline is refused as implausible; and no roofline is believed that lies far above what plain copies show.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ BUDGET_S = 0.5
 """Time per measurement."""
 IMPLAUSIBLE = 1.5
 """More than this share of a roofline that was itself measured is no speed, it is work that was not done."""
+BEYOND_COPIES = 8.0
+"""Caches close to the arithmetic are this much faster than copies, at most; computing ahead of the clock is more."""
 _PREFILL_ROWS = 64
 
 
@@ -75,8 +77,10 @@ def measure(target: Target, manifest: Manifest, options: Options, budget_s: floa
 
 
 def _roofline(device: Worker, manifest: Manifest, options: Options, budget_s: float) -> dict[str, float]:
-    """Best bytes/s from memory and from caches, best operations/s."""
+    """Best bytes/s from memory and from caches, best operations/s, and bytes/s of plain copies."""
     roof = {"bytes_per_s": 0.0, "cached_bytes_per_s": 0.0, "operations_per_s": 0.0}
+    answer, _ = _question(device, {"do": "time_copy", "budget_s": budget_s}, options)
+    roof["copied_bytes_per_s"] = answer.get("bytes_per_s", 0.0)
     for name, cases in roofline_cases(manifest).items():
         for case in cases:
             answer, _ = _ask(device, case, options, budget_s)
@@ -92,10 +96,27 @@ def _roofline(device: Worker, manifest: Manifest, options: Options, budget_s: fl
 
 def _ask(device: Worker, case: Case, options: Options, budget_s: float) -> tuple[dict[str, Any], list[Any]]:
     question = {"do": "time", "case": case.to_json(), "seed": options.seed, "budget_s": budget_s}
+    return _question(device, question, options)
+
+
+def _question(device: Worker, question: dict[str, Any], options: Options) -> tuple[dict[str, Any], list[Any]]:
     try:
         return device.ask(question, timeout_s=options.timeout_s + OPEN_TIMEOUT_S)
     except (WorkerCrashed, WorkerHung) as event:
         return {"status": "failed", "reason": str(event)}, []
+
+
+def implausible(bytes_per_s: float, operations_per_s: float, roof: Mapping[str, float]) -> str:
+    """Why a speed cannot be, or "". A roof of 0 was not measured and limits nothing."""
+    limits = {
+        "operations_per_s": (operations_per_s, IMPLAUSIBLE, "the arithmetic that this device showed itself"),
+        "cached_bytes_per_s": (bytes_per_s, IMPLAUSIBLE, "the roofline that this device showed itself"),
+        "copied_bytes_per_s": (bytes_per_s, BEYOND_COPIES, "the speed of its copies"),
+    }
+    for name, (speed, factor, what) in limits.items():
+        if roof.get(name) and speed > factor * roof[name]:
+            return f"{speed / roof[name]:.1f} times {what}"
+    return ""
 
 
 def _entry(
@@ -121,8 +142,6 @@ def _entry(
         shares.append(bytes_per_s / roof["bytes_per_s"])
     if roof["operations_per_s"]:
         shares.append(operations_per_s / roof["operations_per_s"])
-    limits = [operations_per_s / max(roof["operations_per_s"], 1e-9) if roof["operations_per_s"] else 0.0]
-    limits.append(bytes_per_s / max(roof["cached_bytes_per_s"], 1e-9) if roof["cached_bytes_per_s"] else 0.0)
     question = {
         "do": "judge",
         "case": case.to_json(),
@@ -135,8 +154,8 @@ def _entry(
     judged, _ = judge.ask(question, blobs, timeout_s=10 * options.timeout_s)
     if judged.get("reasons") or judged.get("error"):
         verdict, detail = "wrong", "; ".join(judged.get("reasons", ())) or judged["error"]
-    elif max(limits) > IMPLAUSIBLE:
-        verdict, detail = "implausible", f"{max(limits):.1f} times the roofline that this device showed itself"
+    elif detail := implausible(bytes_per_s, operations_per_s, roof):
+        verdict = "implausible"
     return {
         **entry,
         "verdict": verdict,

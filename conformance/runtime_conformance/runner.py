@@ -10,13 +10,16 @@ from datetime import date
 from typing import Any
 
 from runtime.backend import Manifest
+from runtime.ops import CATALOGUE
 from runtime_conformance import DEFAULT_SEED
 from runtime_conformance.case import Case
 from runtime_conformance.cases import make_cases
 from runtime_conformance.device.checks import check_names
+from runtime_conformance.device.laws import untested_laws
 from runtime_conformance.device.serving import PROGRAMS
 from runtime_conformance.levels import Profile, is_required, level_of
 from runtime_conformance.process.pool import Worker, WorkerCrashed, WorkerHung
+from runtime_conformance.scale import run_scale
 from runtime_conformance.target import OPEN_TIMEOUT_S, Target
 from runtime_conformance.verdict import Row, Verdict, exit_code
 from runtime_conformance.waivers import Waiver, find_waiver
@@ -72,8 +75,11 @@ def run_suite(target: Target, options: Options, progress: Progress | None = None
     cases = list(make_cases(manifest, level=options.level, budget=options.budget, ops=options.ops))
     rows = _run_checks(target, manifest, options) if options.ops == ("*",) else []
     rows += run_cases(target, manifest, cases, options, progress)
+    rows += _untested(manifest, cases)
     if options.ops == ("*",) and options.level in ("L2", "L3"):
         rows += _run_programs(target, manifest, options)
+    if options.ops == ("*",) and options.level == "L3":
+        rows += run_scale(target, manifest, options)
     rows += _broken_promises(manifest, options)
     report = Report(target, manifest, options, rows)
     report.notes = _notes(rows)
@@ -178,6 +184,8 @@ class Lane:
             wanted = row.required and not case.law and case.expect == "run"
             row.verdict = Verdict.UNSUPPORTED_REQUIRED if wanted else Verdict.UNSUPPORTED_OPTIONAL
             row.detail = answer["reason"]
+        elif status == "vacuous":
+            row.verdict, row.detail = Verdict.VACUOUS, answer["reason"]
         elif status in ("accepted", "failed"):
             row.verdict, row.detail = Verdict.FAIL, answer["reason"]
         elif status == "ran":
@@ -272,6 +280,14 @@ def _run_programs(target: Target, manifest: Manifest, options: Options) -> Itera
     finally:
         device.close()
         judge.close()
+
+
+def _untested(manifest: Manifest, cases: Sequence[Case]) -> Iterator[Row]:
+    """Laws of claimed operations that no case of the budget can show: they are counted, not passed."""
+    for op_key, law in untested_laws(manifest, cases):
+        row = Row(f"{op_key}/law-{law}", op_key, level_of(CATALOGUE[op_key]), Verdict.VACUOUS, f"law {law}")
+        row.detail = "the manifest claims no case with which the law could be tested"
+        yield row
 
 
 def _broken_promises(manifest: Manifest, options: Options) -> Iterator[Row]:

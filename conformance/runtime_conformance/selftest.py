@@ -11,19 +11,35 @@ from runtime_conformance.case import Case
 from runtime_conformance.cases import make_cases
 from runtime_conformance.data import Stream
 from runtime_conformance.device.checks import check_names, run_check
-from runtime_conformance.inprocess import Bench
+from runtime_conformance.inprocess import Bench, scale_faults, serve_fault, speed_fault
 from runtime_conformance.runner import Lane, Options
 from runtime_conformance.saboteurs.backend import TestBackend, make_backend
 from runtime_conformance.saboteurs.faults import PRODUCTS, ROWS, Saboteur
 from runtime_conformance.saboteurs.faults_device import DEVICES, VIOLENT
+from runtime_conformance.saboteurs.faults_laws import LAW_BREAKERS
+from runtime_conformance.saboteurs.faults_scale import SCALE
 from runtime_conformance.saboteurs.faults_serving import ATTENTION, CACHE, CHOICES
+from runtime_conformance.saboteurs.faults_speed import SPEED
 from runtime_conformance.saboteurs.precision import PRECISIONS
+from runtime_conformance.scale import verdict_on_death
 from runtime_conformance.target import Target
+from runtime_conformance.verdict import Row, Verdict
 
-SABOTEURS: tuple[Saboteur, ...] = (*PRODUCTS, *ROWS, *ATTENTION, *CACHE, *CHOICES, *DEVICES)
+SABOTEURS: tuple[Saboteur, ...] = (
+    *PRODUCTS,
+    *ROWS,
+    *ATTENTION,
+    *CACHE,
+    *CHOICES,
+    *DEVICES,
+    *LAW_BREAKERS,
+    *SCALE,
+    *SPEED,
+)
 REQUIRED_SHARE = 0.97
 CASES_PER_HONEST_RUN = 8
 VIOLENT_TIMEOUT_S = 8.0
+NOTICE_WITHIN_S = 4.0
 
 
 @dataclass
@@ -74,6 +90,8 @@ def run_selftest(
         for name, wanted in VIOLENT.items():
             got = _run_violent(name, seed)
             (result.caught if got == wanted else result.missed)[name] = f"verdict {got}, expected {wanted}"
+        row = _of_the_deaf(seed)
+        (result.caught if row.verdict is Verdict.FAIL else result.missed)["deaf"] = f"{row.verdict}: {row.detail}"
     for run in range(honest_runs):
         result.alarms += honest_run(seed + 1 + run)
         result.honest_runs += 1
@@ -90,6 +108,12 @@ def catch(saboteur: Saboteur, bench: Bench, cases: dict[str, list[Case]]) -> str
             if failure:
                 return f"{name}: {failure}"
         return None
+    if saboteur.op == "serve":
+        return serve_fault(device, bench.seed)
+    if saboteur.op == "speed":
+        return speed_fault(device, bench.seed)
+    if saboteur.op == "scale":
+        return scale_faults(lambda: open_device(saboteur.make()), bench.seed)
     if saboteur.op not in cases:
         cases[saboteur.op] = list(make_cases(device.manifest, level="L3", budget="pr", ops=(saboteur.op,)))
     for case in cases[saboteur.op]:
@@ -141,6 +165,12 @@ def _run_violent(name: str, seed: int) -> str:
         return str(lane.row(case).verdict)
     finally:
         lane.close()
+
+
+def _of_the_deaf(seed: int) -> Row:
+    """The verdict on a backend that waits for dead peers."""
+    target = Target("bench", "runtime_conformance.saboteurs.faults_scale:deaf", DeviceInfo(0, "numpy", 1, 0.0))
+    return verdict_on_death(target, make_backend().manifest(), Options(seed=seed), NOTICE_WITHIN_S)
 
 
 def describe(result: SelfTest) -> Iterator[str]:

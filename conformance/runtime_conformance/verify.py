@@ -44,6 +44,8 @@ class Verified:
     @property
     def summary(self) -> str:
         """Figures, as a clause."""
+        if not self.executed:
+            return "no check could be run: the device claims none of the operations that are compared"
         ops = len({r.op for r in self.executed})
         text = f"{len(self.executed) - len(self.wrong)}/{len(self.executed)} checks of {ops} operations agree"
         z = max((r.figures["rms_z"] for r in self.executed if "rms_z" in r.figures and not r.detail), default=None)
@@ -69,7 +71,8 @@ def verify(target: Target, extra: Sequence[Case] = (), *, seed: int = 7, limit_s
     lane = Lane(target, manifest, Options(budget="smoke", seed=seed, timeout_s=CASE_TIMEOUT_S))
     try:
         for i, case in enumerate(cases):
-            if time.perf_counter() - started > limit_s:
+            # a machine that is busy elsewhere is no fault of the device: something is always compared
+            if time.perf_counter() - started > limit_s and result.executed:
                 result.num_left = len(cases) - i
                 break
             row = lane.row(case)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from runtime.backend import (
     host_memory,
     to_bytes,
 )
+from runtime.backend.collectives import HostCommunicator
 from runtime_cpu.buffers import NativeBuffer, NativeCache, NativeWeight
 from runtime_cpu.capabilities import native_manifest
 from runtime_cpu.compiler import Compiler
@@ -161,8 +162,9 @@ class NativeDevice:
 
         return ceilings(self._library, self.isa, threads)
 
-    def communicator(self, group: Any, rank: int) -> None:
-        """No collectives: one process is one device."""
+    def communicator(self, group: Sequence[str], rank: int) -> HostCommunicator:
+        """A rank among processes of this host."""
+        return HostCommunicator(self, group, rank)
 
     def memory(self) -> Mapping[str, tuple[int, int]]:
         """Pool -> (free, total)."""

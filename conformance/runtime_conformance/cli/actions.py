@@ -13,6 +13,7 @@ from runtime.errors import InvalidArgument
 from runtime.ops import CATALOGUE
 from runtime_conformance.case import Case
 from runtime_conformance.cases import make_cases
+from runtime_conformance.device.laws import laws_of
 from runtime_conformance.levels import profile
 from runtime_conformance.report import diff as difference
 from runtime_conformance.report.html import html
@@ -99,7 +100,7 @@ def show(args: argparse.Namespace) -> int:
     key = args.op if "@" in args.op else f"{args.op}@1"
     op = CATALOGUE[key]
     manifest = find_target(args.backend, args.threads).manifest()
-    print(f"{op.key}: {op.doc}\njudged by: {op.check.metric}; laws: {', '.join(op.laws) or 'none'}")
+    print(f"{op.key}: {op.doc}\njudged by: {op.check.metric}; laws: {', '.join(laws_of(key, manifest)) or 'none'}")
     rules = [r for r in manifest.rules if r.op == key]
     for rule in rules:
         when = ", ".join(f"{c.fact} {getattr(c, 'values', None) or c}" for c in rule.when) or "always"

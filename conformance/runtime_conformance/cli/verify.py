@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Execute the verb: 0 when the device agrees with the reference, 1 when it does not."""
+    """Execute the verb: 0 when the device agrees with the reference, 1 when it does not, or has nothing to compare."""
     import time
 
     from runtime.cli.output import emit
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     )
     result = verify(target, _cases_of_model(args, target) if args.model else (), seed=args.seed)
     outcome = Verification(result.passed, result.summary, time.time())
-    is_remembered = Verifications().store(backend, device, outcome)
-    word = "verified" if result.passed else "WRONG"
+    is_remembered = bool(result.executed) and Verifications().store(backend, device, outcome)
+    word = "verified" if result.passed else "WRONG" if result.executed else "not verified"
     if args.json:
         emit(
             {
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         driver = f", driver {device.driver}" if device.driver else ""
-        kept = "" if is_remembered else "; not remembered: the cache folder cannot be written"
+        kept = "" if is_remembered or not result.executed else "; not remembered: the cache folder cannot be written"
         print(
             f"{word} {backend.name}:{device.index} ({device.name}{driver}): {result.summary} · "
             f"{result.seconds:.0f} s{kept}"

@@ -6,7 +6,7 @@ a device may legally round differently, the second answer goes before the judge 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 from runtime.backend import Device, Manifest, Rule, RuntimeFault
 from runtime.errors import InvalidArgument
 from runtime.ops import CATALOGUE
-from runtime_conformance.case import Case, Tensor, output_specs
+from runtime_conformance.case import Case, Tensor, facts, output_specs
 from runtime_conformance.cases.covering import covering_rows
 from runtime_conformance.cases.space import Space
 from runtime_conformance.data import make_data
-from runtime_conformance.device.run import POISONS, Outcome, Session, match
+from runtime_conformance.device.run import POISONS, Outcome, Session, decode_outputs, match
 
 Stored = dict[str, Any]
 Answer = list[Any]
@@ -38,28 +38,44 @@ class Law:
     test: Callable[[Runner, Case, Stored], tuple[list[str], list[Answer]]]
 
 
+class NotEvaluable(Exception):  # noqa: N818  (an answer, not an error)
+    """The law cannot be tested on this device with this case; `str` says why."""
+
+
 class Runner:
     """Runs variants of a case on the device, each compiled anew."""
 
-    def __init__(self, device: Device, rule: Rule) -> None:
-        self.device, self.rule = device, rule
+    def __init__(self, device: Device, rule: Rule, seed: int) -> None:
+        self.device, self.rule, self.seed = device, rule, seed
 
     @property
     def is_batch_invariant(self) -> bool:
         """Whether the same bits are promised alone and in a batch."""
         return "batch_invariant" in self.rule.flags
 
-    def run(self, case: Case, stored: Mapping[str, Any]) -> Answer:
-        """Decoded bytes of every output."""
-        session = Session(self.device, case, stored)
+    def run(self, case: Case, stored: Mapping[str, Any], *, expand: bool = False) -> Answer:
+        """Bytes of every output, in rows."""
+        session = Session(self.device, case, stored, expand=expand)
         try:
-            return [_shaped(y, spec) for y, spec in zip(session.run(stored, POISONS[0]), output_specs(case))]
+            return shaped(session.run(stored, POISONS[0]), case)
         finally:
             session.close()
 
-    def can(self, case: Case) -> bool:
-        """Whether the device claims the variant too."""
-        return match(self.device, case)[0] is not None
+    def values(self, case: Case, answer: Answer) -> list[Any]:
+        """Outputs as numbers: float64, int64."""
+        return decode_outputs(case, [y.reshape(-1) for y in answer], output_specs(case))
+
+    def require(self, case: Case) -> Rule:
+        """The rule that claims a variant; raises NotEvaluable where there is none."""
+        rule, reasons = match(self.device, case)
+        if rule is None:
+            raise NotEvaluable(f"the device does not claim {case.op} {case.describe()}: {'; '.join(reasons)}")
+        return rule
+
+
+def shaped(raw: list[Any], case: Case) -> Answer:
+    """Outputs in rows, so that some can be picked."""
+    return [_shaped(y, spec) for y, spec in zip(raw, output_specs(case))]
 
 
 def _shaped(raw: Any, spec: Any) -> Any:
@@ -89,9 +105,10 @@ def with_rows(case: Case, stored: Stored, rows: list[int]) -> tuple[Case, Stored
     return case.but(inputs=inputs), data
 
 
-def _num_rows(case: Case) -> int:
-    names = _row_inputs(case)
-    return case.inputs[names[0]].shape[0] if names else 0
+def num_rows(case: Case) -> int:
+    """Rows of the step that the operation treats one by one."""
+    counts = {case.inputs[name].shape[0] for name in _row_inputs(case)}
+    return counts.pop() if len(counts) == 1 else 0
 
 
 def _row_independent(runner: Runner, case: Case, stored: Stored) -> tuple[list[str], list[Answer]]:
@@ -100,10 +117,9 @@ def _row_independent(runner: Runner, case: Case, stored: Stored) -> tuple[list[s
 
     whole = runner.run(case, stored)
     parts = []
-    for row in range(_num_rows(case)):
+    for row in range(num_rows(case)):
         alone, data = with_rows(case, stored, [row])
-        if not runner.can(alone):
-            return [], []
+        runner.require(alone)
         parts.append(runner.run(alone, data))
     joined = [np.concatenate([p[i] for p in parts]) for i in range(len(whole))]
     if runner.is_batch_invariant and not all(np.array_equal(a, b) for a, b in zip(whole, joined)):
@@ -115,7 +131,7 @@ def _reordered(runner: Runner, case: Case, stored: Stored) -> tuple[list[str], l
     """Rows in reverse order give the answers in reverse order."""
     import numpy as np
 
-    order = list(range(_num_rows(case)))[::-1]
+    order = list(range(num_rows(case)))[::-1]
     turned, data = with_rows(case, stored, order)
     back = [np.ascontiguousarray(y[order]) for y in runner.run(turned, data)]
     return [], [back]
@@ -154,8 +170,7 @@ def _idempotent(runner: Runner, case: Case, stored: Stored) -> tuple[list[str], 
     once = runner.run(case, stored)[0]
     fmt = case.attrs["format"]
     again = case.but(inputs={"x": Tensor(fmt, case.inputs["x"].shape)})
-    if not runner.can(again):
-        return [], []
+    runner.require(again)
     twice = runner.run(again, {"x": np.ascontiguousarray(once).reshape(-1)})[0]
     return ([] if np.array_equal(once, twice) else ["a second conversion changes the result"]), []
 
@@ -165,21 +180,30 @@ def _position_zero(runner: Runner, case: Case, stored: Stored) -> tuple[list[str
 
     y = runner.run(case, {**stored, "positions": np.zeros(case.inputs["positions"].shape[0], "<i4").view(np.uint8)})[0]
     numerics = runner.rule.numerics
-    is_plain = {case.inputs["x"].format, numerics.activation, numerics.output} <= {"f32", "f64"}
-    if is_plain and not np.array_equal(y.reshape(-1), stored["x"]):
+    if not {case.inputs["x"].format, numerics.activation, numerics.output} <= {"f32", "f64"}:
+        raise NotEvaluable(f"x is {case.inputs['x'].format}, declared is {numerics}: the input itself is rounded")
+    if not np.array_equal(y.reshape(-1), stored["x"]):
         return ["a rotation at position 0 changes its input"], []
     return [], []
 
 
 def _untouched(runner: Runner, case: Case, stored: Stored) -> tuple[list[str], list[Answer]]:
-    """Writing nothing (all slots -1, or no block) leaves every byte of the cache."""
+    """What is no target keeps every byte: all of the cache where every slot is -1, otherwise the blocks not named."""
     import numpy as np
 
-    count = case.inputs["slot_mapping"].shape[0]
-    y = runner.run(case, {**stored, "slot_mapping": np.full(count, -1, "<i4").view(np.uint8)})[0]
-    if case.inputs["kv"].format != "q8_0" and not np.array_equal(y.reshape(-1), stored["kv"]):
-        return ["slots of -1 must write nothing, the cache has changed"], []
-    return [], []
+    kv = case.inputs["kv"]
+    if kv.format == "q8_0":
+        raise NotEvaluable("a cache in q8_0 may be held in another form of the same values")
+    if "slot_mapping" in stored:
+        nothing = np.full(case.inputs["slot_mapping"].shape[0], -1, "<i4").view(np.uint8)
+        y = runner.run(case, {**stored, "slot_mapping": nothing})[0]
+        same = np.array_equal(y.reshape(-1), stored["kv"])
+        return ([] if same else ["slots of -1 must write nothing, the cache has changed"]), []
+    targets = stored["target_blocks" if "target_blocks" in stored else "block_ids"].view("<i4")
+    before, after = (c.reshape(2, kv.shape[1], -1) for c in (stored["kv"], runner.run(case, stored)[0]))
+    others = [b for b in range(kv.shape[1]) if b not in targets]
+    same = np.array_equal(before[:, others], after[:, others])
+    return ([] if same else ["blocks that are no targets have changed"]), []
 
 
 def _sorted_first(runner: Runner, case: Case, stored: Stored) -> tuple[list[str], list[Answer]]:
@@ -187,8 +211,7 @@ def _sorted_first(runner: Runner, case: Case, stored: Stored) -> tuple[list[str]
     import numpy as np
 
     other = Case("argmax@1", {"x": case.inputs["x"]}, {}, case.kind)
-    if not runner.can(other):
-        return [], []
+    runner.require(other)
     indices = runner.run(case, stored)[1].reshape(case.inputs["x"].shape[0], -1)[:, :4].copy().view("<i4").reshape(-1)
     largest = runner.run(other, stored)[0].reshape(-1).view("<i4")
     return ([] if np.array_equal(indices, largest) else ["the first of topk is not argmax"]), []
@@ -201,36 +224,54 @@ def _add(name: str, applies: Callable[[Case], bool], test: Any) -> None:
     LAWS[name] = Law(name, applies, test)
 
 
-_add("row_independent", lambda c: 2 <= _num_rows(c) <= 40 and c.declaration.family != "composite", _row_independent)
-_add("rows_may_be_reordered", lambda c: _num_rows(c) >= 2 and c.declaration.family != "composite", _reordered)
+_add("row_independent", lambda c: 2 <= num_rows(c) <= 40 and c.declaration.family != "composite", _row_independent)
+_add("rows_may_be_reordered", lambda c: num_rows(c) >= 2 and c.declaration.family != "composite", _reordered)
 _add("commutative", lambda c: "b" in c.inputs and c.inputs["a"].format == c.inputs["b"].format, _commutative)
 _add("all_rows_in_order_is_identity", lambda c: True, _identity_gather)
 _add("repeated_tokens_give_equal_rows", lambda c: c.inputs["token_ids"].shape[0] > 1, _equal_rows)
 _add("idempotent", lambda c: True, _idempotent)
 _add("position_zero_is_identity", lambda c: c.attrs.get("scale", 1.0) == 1.0, _position_zero)
-_add("untouched_slots_keep_their_bytes", lambda c: c.op == "kv_write@1", _untouched)
+_add("untouched_slots_keep_their_bytes", lambda c: "kv" in c.inputs, _untouched)
 _add("first_is_argmax", lambda c: True, _sorted_first)
 
 
-def laws_of(op_key: str) -> list[str]:
-    """Names of the laws that are tested for an operation."""
-    from runtime_conformance.device import paging_laws, row_laws  # each registers its own
+EVERYWHERE = ("batch_invariant",)
+"""Declared laws without a test of their own: where a rule declares the flag, `row_independent` and
+`sequences_are_independent` compare bits."""
+_EXTRA = {
+    "attention@1": (
+        "unused_table_entries_leave_no_trace",
+        "sequences_may_be_permuted",
+        "padding_rows_change_nothing",
+    ),
+    "sample@1": ("frequencies_follow_probabilities",),
+    "verify_draft@1": ("speculative_equals_greedy",),
+}
+"""Laws beyond those that the catalogue names."""
 
-    assert paging_laws.__doc__
-    assert row_laws.__doc__
+
+def laws_of(op_key: str, manifest: Manifest | None = None) -> list[str]:
+    """Names of the laws that are tested for an operation, with those that only the flags of `manifest` make apply."""
+    from runtime_conformance.device import graph_laws, numeric_laws, paging_laws, row_laws, token_laws
+
+    assert all(
+        m.__doc__ for m in (graph_laws, numeric_laws, paging_laws, row_laws, token_laws)
+    )  # each registers its own
     declared = CATALOGUE[op_key].laws
-    names = [n for n in declared if n in LAWS]
+    names = [n for n in declared if n not in EVERYWHERE]
     if "row_independent" in declared:
         names.append("rows_may_be_reordered")
-    if op_key == "attention@1":
-        names.append("unused_table_entries_leave_no_trace")
+    names += _EXTRA.get(op_key, ())
+    rules = () if manifest is None else manifest.rules
+    if any(r.op == op_key and "capturable" in r.flags for r in rules):
+        names.append("captured_equals_eager")
     return names
 
 
 def law_cases(space: Space, manifest: Manifest, limit: int) -> Iterator[Case]:
     """For every law of the operation, the first cases of its covering array to which it applies."""
     per_law = 1 if limit <= 4 else 3
-    for name in laws_of(space.op):
+    for name in laws_of(space.op, manifest):
         found = 0
         rows = covering_rows(space.op, space.domains, lambda r: space.build(r) is not None)
         for row in islice(rows, 80):
@@ -238,8 +279,6 @@ def law_cases(space: Space, manifest: Manifest, limit: int) -> Iterator[Case]:
             if case is None or case.kind in ("nonfinite", "denormal", "wide", "ties") or not LAWS[name].applies(case):
                 continue
             try:
-                from runtime_conformance.case import facts
-
                 if manifest.match(case.op, facts(case)).coverage != "full":
                     continue
             except InvalidArgument:
@@ -250,14 +289,24 @@ def law_cases(space: Space, manifest: Manifest, limit: int) -> Iterator[Case]:
                 break
 
 
+def untested_laws(manifest: Manifest, cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
+    """(operation, law) of claimed operations among `cases` for which no case could be made."""
+    claimed = {r.op for r in manifest.rules}
+    tested = {(c.op, c.law) for c in cases}
+    for op_key in sorted({c.op for c in cases} & claimed):
+        yield from ((op_key, name) for name in laws_of(op_key, manifest) if (op_key, name) not in tested)
+
+
 def run_law(device: Device, case: Case, seed: int) -> Outcome:
     """Test `case.law`; what goes before the judge comes as runs."""
     rule, reasons = match(device, case)
     if rule is None:
         return Outcome("unsupported", reason="; ".join(reasons))
-    assert laws_of(case.op)
+    assert case.law in laws_of(case.op, device.manifest)
     try:
-        broken, answers = LAWS[case.law].test(Runner(device, rule), case, make_data(case, seed))
+        broken, answers = LAWS[case.law].test(Runner(device, rule, seed), case, make_data(case, seed))
+    except NotEvaluable as why:
+        return Outcome("vacuous", reason=f"law {case.law} cannot be tested: {why}", rule=rule)
     except RuntimeFault as error:
         return Outcome("failed", reason=f"{type(error).__name__}: {error}", rule=rule)
     runs = [[y.reshape(-1) for y in answer] for answer in answers]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from runtime.dtypes import FORMATS, can_encode, encode
 from runtime_conformance.case import Case, Tensor
-from runtime_conformance.device.laws import LAWS, Answer, Law, Runner, Stored
+from runtime_conformance.device.laws import LAWS, Answer, Law, NotEvaluable, Runner, Stored
 
 Result = tuple[list[str], list[Answer]]
 
@@ -65,7 +66,7 @@ def _free_slots(runner: Runner, case: Case, stored: Stored) -> Result:
 
     fmt, shape = case.inputs["kv"].format, case.inputs["kv"].shape
     if FORMATS[fmt].is_quantized or not can_encode(FORMATS[fmt]):
-        return [], []
+        raise NotEvaluable(f"a cache in {fmt} cannot hold NaN in one slot")
     values = FORMATS[fmt].decode(stored["kv"], shape).astype(np.float64)
     is_free = np.ones(shape[1:3], bool)
     for blocks, length in zip(_used(case, stored), _numbers(case, stored, "seq_lens").tolist()):
@@ -115,8 +116,7 @@ def _independent(runner: Runner, case: Case, stored: Stored) -> Result:
         alone, data, rows = _without_others(case, stored, s)
         if rows.stop == rows.start:
             continue
-        if not runner.can(alone):
-            return [], []
+        runner.require(alone)
         joined[rows] = runner.run(alone, data)[0]
     if runner.is_batch_invariant and not np.array_equal(whole, joined):
         return ["sequences alone differ from a batch, although batch_invariant is declared"], []
@@ -143,8 +143,7 @@ def _chunked(runner: Runner, case: Case, stored: Stored) -> Result:
                 "seq_lens": _packed([length - count + i + 1]),
             }
             single = alone.but(inputs=one)
-            if not runner.can(single):
-                return [], []
+            runner.require(single)
             joined[rows.start + i] = runner.run(single, step)[0]
     return [], [[joined]]
 
@@ -184,8 +183,8 @@ def _export_import(runner: Runner, case: Case, stored: Stored) -> Result:
     first = Case("kv_export@1", {"kv": kv, "block_ids": ids}, {}, "exact")
     shape = (2, ids.shape[0], *kv.shape[2:])
     bring = Case("kv_import@1", {"kv": kv, "data": Tensor("f32", shape), "block_ids": ids}, {}, "exact")
-    if not (runner.can(first) and runner.can(bring)):
-        return [], []
+    for other in (first, bring):
+        runner.require(other)
     data = np.ascontiguousarray(runner.run(first, {"kv": stored["kv"], "block_ids": stored["block_ids"]})[0]).reshape(
         -1
     )
@@ -202,6 +201,40 @@ def _copied_blocks(runner: Runner, case: Case, stored: Stored) -> Result:
     cache = runner.run(case, stored)[0].reshape(2, num_blocks, -1)
     sources, targets = (_numbers(case, stored, n) for n in ("source_blocks", "target_blocks"))
     return ([] if np.array_equal(cache[:, sources], cache[:, targets]) else ["targets do not equal their sources"]), []
+
+
+def _permuted_sequences(runner: Runner, case: Case, stored: Stored) -> Result:
+    """Sequences in reverse order, with their rows: as `_independent`."""
+    import numpy as np
+
+    starts = _numbers(case, stored, "query_start_loc").tolist()
+    spans = [list(range(a, b)) for a, b in pairwise(starts)][::-1]
+    rows = [row for span in spans for row in span]
+    q = stored["q"].reshape(case.inputs["q"].shape[0], -1)[rows].reshape(-1)
+    other = {**stored, "q": q, "query_start_loc": _packed(np.cumsum([0, *map(len, spans)]))}
+    other |= {n: _packed(_numbers(case, stored, n)[::-1]) for n in ("block_table", "seq_lens")}
+    whole = runner.run(case, stored)[0]
+    back = np.array(whole)
+    back[rows] = runner.run(case, other)[0]
+    if runner.is_batch_invariant and not np.array_equal(whole, back):
+        return ["sequences in another order differ, although batch_invariant is declared"], []
+    return [], [[back]]
+
+
+def _padded(runner: Runner, case: Case, stored: Stored) -> Result:
+    """Rows after the last sequence, full of NaN, as steps have them that are padded to a size: before the judge."""
+    import numpy as np
+
+    q = case.inputs["q"]
+    num_rows, more = q.shape[0], 3
+    longer = case.but(inputs={**case.inputs, "q": Tensor(q.format, (num_rows + more, q.shape[1]))})
+    runner.require(longer)
+    padding = np.full(more * q.shape[1], np.nan, np.float32)
+    data = {**stored, "q": np.concatenate([stored["q"], np.frombuffer(encode(FORMATS[q.format], padding), np.uint8)])}
+    whole, part = runner.run(case, stored)[0], runner.run(longer, data)[0][:num_rows]
+    if runner.is_batch_invariant and not np.array_equal(whole, part):
+        return ["padding rows change the others, although batch_invariant is declared"], []
+    return [], [[np.ascontiguousarray(part)]]
 
 
 def _several(case: Case) -> bool:
@@ -221,6 +254,8 @@ _add(
     lambda c: c.op == "attention@1" and c.attrs.get("causal", True) and c.inputs["q"].shape[0] <= 24,
     _chunked,
 )
+_add("sequences_may_be_permuted", _several, _permuted_sequences)
+_add("padding_rows_change_nothing", lambda c: c.op == "attention@1", _padded)
 _add("shared_prefix_equals_copied", lambda c: _several(c) and not c.attrs.get("window"), _shared_prefix)
 _add("order_of_rows_is_irrelevant", lambda c: c.op == "kv_write@1", _slot_order)
 _add("import_of_export_is_identity", lambda c: c.op == "kv_export@1", _export_import)

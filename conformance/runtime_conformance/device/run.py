@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runtime.backend import Buffer, Device, Rule, RuntimeFault, TensorSpec, Unsupported
-from runtime.graph import make_region
+from runtime.dtypes import encode
+from runtime.graph import expand_composites, make_region
 from runtime_conformance.case import Case, build_graph
 from runtime_conformance.data import make_data, make_decoy
 
@@ -24,7 +25,8 @@ TIMEOUT_S = 60.0
 class Outcome:
     """What happened to a case on the device.
 
-    status    ran, unsupported, refused, accepted (although it had to be refused), failed
+    status    ran, unsupported, refused, accepted (although it had to be refused), failed, vacuous (a law that cannot be
+              tested here)
     runs      raw bytes of all outputs, for every run that differs from the first
     faults    what was seen besides the outputs: changed inputs, runs that differ although the order is fixed
     rule      the rule of the manifest that claimed the case
@@ -41,14 +43,29 @@ class Outcome:
 
 
 class Session:
-    """One compiled case with its buffers: to be run several times with different contents."""
+    """One compiled case with its buffers: to be run several times with different contents.
 
-    def __init__(self, device: Device, case: Case, stored: Mapping[str, Any]) -> None:
+    `hints` go to the device's compiler; with `expand`, a composite is taken apart into a region of several nodes.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        case: Case,
+        stored: Mapping[str, Any],
+        *,
+        hints: Mapping[str, Any] | None = None,
+        expand: bool = False,
+    ) -> None:
         self.device, self.case = device, case
         self.graph, self.node, self.sizes = build_graph(case)
+        if expand:
+            self.graph = expand_composites(self.graph, keep=lambda node: False)
         self.input_buffers: dict[str, Buffer] = {}
         self.resident: dict[str, Buffer] = {}
         self.outputs: list[tuple[Any, TensorSpec, Buffer]] = []
+        import numpy as np
+
         states = self.graph.state_aliases()
         for name, tensor in case.inputs.items():
             spec = tensor.spec
@@ -58,12 +75,18 @@ class Session:
                 self.resident[name] = device.allocate(spec)
             else:
                 self.input_buffers[name] = device.allocate(spec)
-        for value in self.node.outputs:
+        for name, value in self.graph.constants.items():
+            assert value.data is not None
+            self.resident[name] = self._load(
+                name, value.spec, np.frombuffer(encode(value.spec.format, value.data), "u1")
+            )
+        for value in self.graph.outputs.values():
             spec = TensorSpec(value.spec.format, value.spec.resolve(self.sizes), value.spec.layout)
             buffer = self.resident[states[value].name] if value in states else device.allocate(spec)
             self.outputs.append((value, spec, buffer))
-        region = make_region("case", [self.node], self.graph.dims, list(self.graph.outputs.values()), states)
-        self.executable = device.compile(region, self.resident, {})
+        outputs = list(self.graph.outputs.values())
+        region = make_region("case", list(self.graph.nodes), self.graph.dims, outputs, states)
+        self.executable = device.compile(region, self.resident, hints or {})
         self._states = states
 
     def _load(self, name: str, spec: TensorSpec, data: Any) -> Buffer:

@@ -16,13 +16,16 @@ from runtime.dtypes import FORMATS, Span, TensorSpec, encode
 from runtime.executor import Executor, make_plan
 from runtime.graph import Graph, GraphBuilder
 from runtime_conformance.data import Stream
+from runtime_conformance.device.units import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, LAYERS = 256, 4, 2, 64, 512, 320, 2
-NUM_BLOCKS = 24
-_PROMPT_A = tuple((i * 7 + 3) % VOCAB for i in range(21))
+NUM_PLACES = 4
+"""Sequences that the cache has room for."""
+_MAX_TOKENS = 40
+PROMPT = _PROMPT_A = tuple((i * 7 + 3) % VOCAB for i in range(21))
 _PROMPT_B = tuple((i * 11 + 5) % VOCAB for i in range(34))
 
 
@@ -30,7 +33,7 @@ def make_graph(kv_format: str, block_size: int, weight_format: str) -> Graph:
     """One step of a decoder of two layers."""
     import numpy as np
 
-    b = GraphBuilder("serve", {n: Span(1, 64) for n in ("T", "S", "Q", "P", "R", "B")})
+    b = GraphBuilder("serve", {n: Span(1, 64) for n in ("T", "S", "Q", "P", "R")} | {"B": Span(1, 1024)})
 
     def weight(name: str, *shape: int, fmt: str = "f32") -> Any:
         return b.weight(name, TensorSpec(FORMATS[fmt], shape))
@@ -94,18 +97,20 @@ class Served:
 class Engine:
     """The smallest engine: runs steps of chosen sequences."""
 
-    def __init__(self, device: Device, name: str, seed: int) -> None:
+    def __init__(self, device: Device, name: str, seed: int, block_size: int | None = None) -> None:
         manifest = device.manifest
         layout = manifest.kv_layouts[0] if manifest.kv_layouts else None
-        self.block_size = layout.block_sizes[0] if layout else 16
+        self.block_size = block_size or (layout.block_sizes[0] if layout else 16)
+        self.num_blocks = -(-_MAX_TOKENS // self.block_size)
         graph = make_graph(layout.formats[0] if layout else "f16", self.block_size, "f32")
         self.plan = make_plan(graph, {name: manifest})
         load = weights_of(seed)
         specs = {n: v.spec for n, v in graph.weights.items()}
-        self.executor = Executor(self.plan, {name: device}, lambda n: (specs[n], load(n, specs[n])), {"B": NUM_BLOCKS})
+        sizes = {"B": 1 + NUM_PLACES * self.num_blocks}
+        self.executor = Executor(self.plan, {name: device}, lambda n: (specs[n], load(n, specs[n])), sizes)
 
-    def step(self, *work: tuple[Served, int]) -> NDArray[Any]:
-        """Compute the next `n` tokens of each (sequence, n) in one ragged step; logits of each one's last."""
+    def step(self, *work: tuple[Served, int], all_rows: bool = False) -> NDArray[Any]:
+        """Compute the next `n` tokens of each (sequence, n) in one ragged step; logits of the last ones, or of all."""
         import numpy as np
 
         tokens, positions, slots, starts, lengths = [], [], [], [0], []
@@ -128,20 +133,23 @@ class Engine:
             "block_table": table,
             "query_start_loc": starts,
             "seq_lens": lengths,
-            "logits_rows": [s - 1 for s in starts[1:]],
+            "logits_rows": list(range(len(tokens))) if all_rows else [s - 1 for s in starts[1:]],
         }
-        dims = {"T": len(tokens), "S": len(work), "Q": len(starts), "P": width, "R": len(work)}
+        num_logits = len(tokens) if all_rows else len(work)
+        dims = {"T": len(tokens), "S": len(work), "Q": len(starts), "P": width, "R": num_logits}
         arrays = {n: np.array(v, np.int32) for n, v in inputs.items()}
         logits: NDArray[Any] = self.executor.run(arrays, dims)["logits"]
         return logits
 
-    def fresh(self, prompt: Sequence[int], first_block: int) -> Served:
-        """A sequence that starts at `first_block`, with room for four blocks."""
-        return Served(list(prompt), list(range(first_block, first_block + 4)))
+    def fresh(self, prompt: Sequence[int], place: int) -> Served:
+        """A sequence with blocks of its own; block 0 belongs to nobody."""
+        first = 1 + place * self.num_blocks
+        return Served(list(prompt), list(range(first, first + self.num_blocks)))
 
     def finish(self, sequence: Served, count: int) -> list[NDArray[Any]]:
         """Compute what is left of the tokens, then `count` more; logits of every step."""
-        made = [self.step((sequence, len(sequence.tokens) - sequence.num_computed))]
+        left = len(sequence.tokens) - sequence.num_computed
+        made = [self.step((sequence, left))] if left else []
         for _ in range(count):
             sequence.tokens.append(_next_token(sequence))
             made.append(self.step((sequence, 1)))
@@ -154,20 +162,20 @@ def _next_token(sequence: Served) -> int:
 
 
 def _straight(engine: Engine) -> list[NDArray[Any]]:
-    return engine.finish(engine.fresh(_PROMPT_A, 1), 3)
+    return engine.finish(engine.fresh(_PROMPT_A, 0), 3)
 
 
 def _preempted(engine: Engine) -> list[NDArray[Any]]:
     """A is computed, loses its blocks to B, and is computed again elsewhere."""
-    a = engine.fresh(_PROMPT_A, 1)
+    a = engine.fresh(_PROMPT_A, 0)
     engine.step((a, len(_PROMPT_A)))
-    engine.finish(engine.fresh(_PROMPT_B, 1), 2)
-    return engine.finish(engine.fresh(_PROMPT_A, 9), 3)
+    engine.finish(engine.fresh(_PROMPT_B, 0), 2)
+    return engine.finish(engine.fresh(_PROMPT_A, 2), 3)
 
 
 def _beside_cancelled(engine: Engine) -> list[NDArray[Any]]:
     """B takes steps between those of A, is cancelled, and never comes back."""
-    a, b = engine.fresh(_PROMPT_A, 1), engine.fresh(_PROMPT_B, 13)
+    a, b = engine.fresh(_PROMPT_A, 0), engine.fresh(_PROMPT_B, 3)
     engine.step((b, 17))
     made = engine.finish(a, 1)
     engine.step((b, 9))
@@ -179,13 +187,13 @@ def _beside_cancelled(engine: Engine) -> list[NDArray[Any]]:
 
 def _reused(engine: Engine) -> list[NDArray[Any]]:
     """The blocks held a longer sequence before: what lies past the end of A is stale."""
-    engine.finish(engine.fresh(_PROMPT_B, 1), 2)
+    engine.finish(engine.fresh(_PROMPT_B, 0), 2)
     return _straight(engine)
 
 
 def _replayed(engine: Engine) -> list[NDArray[Any]]:
     """Every step is submitted twice."""
-    a = engine.fresh(_PROMPT_A, 1)
+    a = engine.fresh(_PROMPT_A, 0)
     made = []
     count = len(_PROMPT_A)
     for _ in range(4):
@@ -198,7 +206,7 @@ def _replayed(engine: Engine) -> list[NDArray[Any]]:
 
 
 def _chunked(engine: Engine) -> list[NDArray[Any]]:
-    a = engine.fresh(_PROMPT_A, 1)
+    a = engine.fresh(_PROMPT_A, 0)
     engine.step((a, 5))
     engine.step((a, 11))
     return engine.finish(a, 3)
@@ -206,13 +214,28 @@ def _chunked(engine: Engine) -> list[NDArray[Any]]:
 
 def _batched(engine: Engine) -> list[NDArray[Any]]:
     """A in one batch with B all the way: prompts mixed with answers."""
-    a, b = engine.fresh(_PROMPT_A, 1), engine.fresh(_PROMPT_B, 9)
+    a, b = engine.fresh(_PROMPT_A, 0), engine.fresh(_PROMPT_B, 2)
     engine.step((b, 20))
     made = [engine.step((b, 14), (a, len(_PROMPT_A)))[1:]]
     for _ in range(3):
         a.tokens.append(_next_token(a))
         b.tokens.append(1)
         made.append(engine.step((a, 1), (b, 1))[:1])
+    return made
+
+
+def _drafted(engine: Engine) -> list[Any]:
+    """Drafted tokens are computed with the certain ones; the rejected leave the cache to their successors."""
+    a = engine.fresh(_PROMPT_A, 0)
+    made = [engine.step((a, len(_PROMPT_A)))]
+    for num_right, num_wrong in ((0, 2), (1, 1)):
+        for _ in range(1 + num_right):
+            a.tokens.append(_next_token(a))
+        a.tokens += [(a.tokens[-1] + 7 + i) % VOCAB for i in range(num_wrong)]
+        logits = engine.step((a, 1 + num_right + num_wrong), all_rows=True)
+        made.append(logits[: 1 + num_right])
+        a.num_computed -= num_wrong
+        del a.tokens[a.num_computed :]
     return made
 
 
@@ -224,6 +247,7 @@ PROGRAMS: dict[str, tuple[Callable[[Engine], list[Any]], bool]] = {
     "every_step_twice": (_replayed, True),
     "prompt_in_chunks": (_chunked, False),
     "in_a_batch": (_batched, False),
+    "rejected_drafts_leave_no_trace": (_drafted, False),
 }
 """Name -> program, and whether its logits must be the bits of `straight` (the others may round differently)."""
 
@@ -253,24 +277,18 @@ def run_program(device: Device, name: str, backend: str, seed: int) -> tuple[dic
     return {"failure": failure, "shape": list(stacked.shape)}, [stacked.reshape(-1).view(np.uint8)]
 
 
-def judge_logits(logits: NDArray[Any], numerics: Sequence[Numerics], seed: int, kv_format: str) -> list[str]:
-    """Compare with the reference device, straight through: relative error within the declared formats."""
+def judge_logits(
+    logits: NDArray[Any], numerics: Sequence[Numerics], seed: int, kv_format: str, first: int = 0
+) -> list[str]:
+    """Compare with the reference device, straight through from row `first`: relative error within declared formats."""
     import numpy as np
 
     from runtime.backend import ReferenceDevice
 
-    wanted = np.concatenate(_run(_straight, ReferenceDevice(), "host", seed))
+    wanted = np.concatenate(_run(_straight, ReferenceDevice(), "host", seed))[first:]
     error = float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted))
-    unit = max([2.0**-24, *(_unit(f) for n in numerics for f in (n.activation, n.accumulate, n.output))])
-    unit = max(unit, _unit(kv_format))
-    limit = 24 * unit * LAYERS
+    coarsest = max(unit(f) for f in (kv_format, *(f for n in numerics for f in (n.activation, n.accumulate, n.output))))
+    limit = 24 * coarsest * LAYERS
     if not np.isfinite(logits).all():
         return ["logits hold NaN or infinity"]
     return [] if error <= limit else [f"logits are off by {error:.2g} of their norm (limit {limit:.2g})"]
-
-
-def _unit(fmt: str) -> float:
-    """Unit of the last place of 1 in a format, as coarsely as it may be used."""
-    return {"f16": 2.0**-11, "bf16": 2.0**-8, "f8_e4m3": 2.0**-4, "f8_e5m2": 2.0**-3, "q8_0": 2.0**-8}.get(
-        fmt, 2.0**-8 if fmt.startswith("i8/") else 2.0**-24
-    )

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from typing import IO, Any, NoReturn
 
-from runtime.backend import ENTRY_POINT_GROUP, Device, DeviceConfig, DeviceInfo, Numerics
+from runtime.backend import ENTRY_POINT_GROUP, Device, DeviceConfig, DeviceInfo, Numerics, ReferenceDevice
 from runtime.registry.discovery import load_backend
 from runtime_conformance.case import Case, output_specs
 from runtime_conformance.process.messages import read_message, write_message
@@ -75,6 +75,12 @@ class _OnDevice:
             from runtime_conformance.device.serving import run_program
 
             return run_program(self.device, header["name"], self.request["name"], header["seed"])
+        if what == "time_copy":
+            from runtime_conformance.device.timing import time_copy
+
+            return time_copy(self.device, header["budget_s"]), []
+        if what in ("collective", "give", "take"):
+            return self._scale(what, header, blobs)
         case, seed = Case.from_json(header["case"]), header["seed"]
         if what == "time":
             from runtime_conformance.device.timing import time_case
@@ -97,11 +103,35 @@ class _OnDevice:
         }
         return answer, [y for run in outcome.runs for y in run]
 
+    def _scale(self, what: str, header: dict[str, Any], blobs: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+        from runtime_conformance.device.collective import run_rank
+        from runtime_conformance.device.laws import NotEvaluable
+
+        try:
+            if what == "collective":
+                return run_rank(self.device, header)
+            return _hand_over(what, self.device, self.request["name"], header, blobs)
+        except NotEvaluable as why:
+            return {"missing": str(why)}, []
+
+
+def _hand_over(
+    what: str, device: Device, name: str, header: dict[str, Any], blobs: list[Any]
+) -> tuple[dict[str, Any], list[Any]]:
+    from runtime_conformance.device.handover import give, take
+
+    if what == "give":
+        return {}, give(device, name, header["seed"], header["block_size"])
+    logits = take(device, name, header["seed"], blobs, header["block_size"])
+    return {"shape": list(logits.shape)}, [logits.reshape(-1).view("u1")]
+
 
 class _Judge:
     """Holds the oracle; loads no backend."""
 
     def answer(self, header: dict[str, Any], blobs: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+        if header["do"] in ("give", "take"):
+            return _hand_over(header["do"], ReferenceDevice(name="host"), "host", header, blobs)
         if header["do"] == "judge_program":
             import numpy as np
 
@@ -109,7 +139,8 @@ class _Judge:
 
             numerics = [Numerics(**n) for n in header["numerics"]]
             logits = blobs[0].view(np.float32).reshape(header["shape"])
-            return {"reasons": judge_logits(logits, numerics, header["seed"], header["kv_format"])}, []
+            first = header.get("first", 0)
+            return {"reasons": judge_logits(logits, numerics, header["seed"], header["kv_format"], first)}, []
         case = Case.from_json(header["case"])
         n = header["num_outputs"]
         runs = [blobs[i : i + n] for i in range(0, len(blobs), n)]

@@ -18,13 +18,15 @@ CONDITIONS: Mapping[str, Mapping[str, Any]] = {
     "linear@1": {"x": _FLOAT, "weight": _WEIGHT, "K": (1, 8192)},
     "embed@1": {"weight": _WEIGHT},
     "moe_linear@1": {"weight": _WEIGHT},
-    "topk@1": {"N": (1, 4096)},
+    "rms_norm_linear@1": {"weight": _WEIGHT},
+    "topk@1": {"N": (1, 100_000)},
 }
 """Operation -> conditions of its rule."""
 _MODULES = {
-    kernels: "linear embed rms_norm layer_norm rope attention kv_write kv_copy_blocks kv_export kv_import",
+    kernels: "linear rms_norm_linear embed rms_norm layer_norm rope attention kv_write kv_copy_blocks kv_export "
+    "kv_import",
     kernels_rows: "activation glu add mul softcap convert softmax topk argmax gather_rows concat split moe_route "
-    "moe_linear sample penalize all_reduce",
+    "moe_linear sample verify_draft penalize all_reduce",
 }
 KERNELS: dict[str, Callable[..., Any]] = {
     f"{name}@1": getattr(module, name) for module, names in _MODULES.items() for name in names.split()

@@ -123,7 +123,7 @@ class _Nothing:
         """Nothing to free."""
 
 
-class _Wrapped:
+class Wrapped:
     """An executable whose result is spoilt by `after(outputs bound, inputs bound)`."""
 
     def __init__(
@@ -133,6 +133,7 @@ class _Wrapped:
         self.fingerprint = inner.fingerprint
 
     def submit(self, bindings: Mapping[str, Any], dims: Mapping[str, int]) -> Event:
+        """Run, then spoil."""
         event: Event = self.inner.submit(bindings, dims)
         event.wait()
         outputs = [bindings[v.name] for v in self.region.outputs]
@@ -140,6 +141,7 @@ class _Wrapped:
         return event
 
     def close(self) -> None:
+        """Free what was compiled."""
         self.inner.close()
 
 
@@ -155,7 +157,7 @@ class _Late(KernelDevice):
                 output.value = old
             previous[:] = made
 
-        return _Wrapped(super().compile(region, resident, hints), region, after)
+        return Wrapped(super().compile(region, resident, hints), region, after)
 
 
 class _Replaying(KernelDevice):
@@ -170,7 +172,7 @@ class _Replaying(KernelDevice):
             for output, old in zip(outputs, made):
                 output.value = old
 
-        return _Wrapped(super().compile(region, resident, hints), region, after)
+        return Wrapped(super().compile(region, resident, hints), region, after)
 
 
 class _InPlace(KernelDevice):
@@ -181,7 +183,7 @@ class _InPlace(KernelDevice):
             for buffer in inputs[:1]:
                 buffer.value = buffer.value * 0
 
-        return _Wrapped(super().compile(region, resident, hints), region, after)
+        return Wrapped(super().compile(region, resident, hints), region, after)
 
 
 class _Partial(KernelDevice):
@@ -198,7 +200,7 @@ class _Partial(KernelDevice):
                 output.value = np.array(output.value)
                 output.value[-1] = count[0]
 
-        return _Wrapped(super().compile(region, resident, hints), region, after)
+        return Wrapped(super().compile(region, resident, hints), region, after)
 
 
 class _Silent(KernelDevice):
@@ -220,7 +222,9 @@ class _Swallowing:
         self.inner.close()
 
 
-def _base(device: type[KernelDevice]) -> type[TestBackend]:
+def device_base(device: type[KernelDevice]) -> type[TestBackend]:
+    """A backend that opens devices of that class."""
+
     def runtime_open(self: TestBackend, device: DeviceInfo, config: DeviceConfig) -> KernelDevice:
         return made(self, device)
 
@@ -231,22 +235,29 @@ def _base(device: type[KernelDevice]) -> type[TestBackend]:
 
 
 DEVICES: Sequence[Saboteur] = (
-    Saboteur("upload-aliases", "device", "an upload keeps the caller's memory", base=_base(_Aliasing)),
-    Saboteur("copy-aliases", "device", "a copy shares the memory of its source", base=_base(_SharedCopy)),
+    Saboteur("upload-aliases", "device", "an upload keeps the caller's memory", base=device_base(_Aliasing)),
+    Saboteur("copy-aliases", "device", "a copy shares the memory of its source", base=device_base(_SharedCopy)),
     Saboteur(
-        "kv-transposed", "device", "keys and values are exchanged on their way to the host", base=_base(_Transposed)
+        "kv-transposed",
+        "device",
+        "keys and values are exchanged on their way to the host",
+        base=device_base(_Transposed),
     ),
-    Saboteur("memory-endless", "device", "an absurd allocation is granted", base=_base(_Greedy)),
-    Saboteur("counters-wrong", "device", "downloads are not counted", base=_base(_Miscounting)),
-    Saboteur("host-hidden", "rms_norm@1", "the host computes what is declared native", base=_base(_Hidden)),
-    Saboteur("host-unseen", "rms_norm@1", "no kernel of the device is ever started", base=_base(_Unseen)),
-    Saboteur("claims-too-much", "linear@1", "a bias is claimed and refused at compilation", base=_base(_Refusing)),
-    Saboteur("accepts-too-much", "linear@1", "what the manifest excludes is compiled", base=_base(_Accepting)),
-    Saboteur("race", "glu@1", "the event is done before the work is", base=_base(_Late)),
-    Saboteur("replays", "glu@1", "results are remembered by the first element of the input", base=_base(_Replaying)),
-    Saboteur("input-overwritten", "rms_norm@1", "an input is used as scratch memory", base=_base(_InPlace)),
-    Saboteur("uninitialised", "rms_norm@1", "the last row is not written", base=_base(_Partial)),
-    Saboteur("bad-contents", "gather_rows@1", "an index that does not exist is no error", base=_base(_Silent)),
+    Saboteur("memory-endless", "device", "an absurd allocation is granted", base=device_base(_Greedy)),
+    Saboteur("counters-wrong", "device", "downloads are not counted", base=device_base(_Miscounting)),
+    Saboteur("host-hidden", "rms_norm@1", "the host computes what is declared native", base=device_base(_Hidden)),
+    Saboteur("host-unseen", "rms_norm@1", "no kernel of the device is ever started", base=device_base(_Unseen)),
+    Saboteur(
+        "claims-too-much", "linear@1", "a bias is claimed and refused at compilation", base=device_base(_Refusing)
+    ),
+    Saboteur("accepts-too-much", "linear@1", "what the manifest excludes is compiled", base=device_base(_Accepting)),
+    Saboteur("race", "glu@1", "the event is done before the work is", base=device_base(_Late)),
+    Saboteur(
+        "replays", "glu@1", "results are remembered by the first element of the input", base=device_base(_Replaying)
+    ),
+    Saboteur("input-overwritten", "rms_norm@1", "an input is used as scratch memory", base=device_base(_InPlace)),
+    Saboteur("uninitialised", "rms_norm@1", "the last row is not written", base=device_base(_Partial)),
+    Saboteur("bad-contents", "gather_rows@1", "an index that does not exist is no error", base=device_base(_Silent)),
 )
 
 

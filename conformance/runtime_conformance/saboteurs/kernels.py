@@ -29,6 +29,13 @@ def linear(p: Precision, x: Any, weight: Any, bias: Any = None) -> Any:
     return p.out(y if bias is None else y + bias, x)
 
 
+def rms_norm_linear(
+    p: Precision, x: Any, norm_weight: Any, weight: Any, eps: float, weight_offset: float = 0.0, bias: Any = None
+) -> Any:
+    """Fused: nothing is written between the norm and the product."""
+    return linear(p, rms_norm(p, x, norm_weight, eps, weight_offset), weight, bias)
+
+
 def embed(p: Precision, token_ids: Any, weight: Any, scale: float = 1.0) -> Any:
     """Rows of the table."""
     import numpy as np

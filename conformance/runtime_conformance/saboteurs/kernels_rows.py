@@ -189,6 +189,16 @@ def sample(p: Precision, **inputs: Any) -> Any:
     return CATALOGUE["sample@1"].run_reference(EXACT, given, {})[0].astype(np.int32)
 
 
+def verify_draft(p: Precision, **inputs: Any) -> Any:
+    """Drafts that are accepted, by the reference."""
+    import numpy as np
+
+    from runtime.ops import CATALOGUE, EXACT
+
+    given = {n: v.astype(np.float64 if v.dtype.kind == "f" else np.int64) for n, v in inputs.items()}
+    return tuple(y.astype(np.int32) for y in CATALOGUE["verify_draft@1"].run_reference(EXACT, given, {}))
+
+
 def penalize(p: Precision, **inputs: Any) -> Any:
     """Penalties, by the reference in float32."""
     import numpy as np

@@ -96,7 +96,12 @@ class Executable(Protocol):
 
 
 class Communicator(Protocol):
-    """Collectives among the devices of one group; every call returns an event."""
+    """Collectives among the devices of one group; every call returns an event.
+
+    `spec` is what each rank has: in `all_gather` and `reduce_scatter`, that of `source`. Ranks that call different
+    collectives, or one with different specs, get an error. A rank that dies, or does not come within a time limit of
+    the backend, makes the events of the others raise CollectiveFailed.
+    """
 
     @property
     def rank(self) -> int:
@@ -165,10 +170,18 @@ class Device(Protocol):
         """From one buffer of this device to another."""
 
     def compile(self, region: Region, resident: Mapping[str, Buffer], hints: Mapping[str, Any]) -> Executable:
-        """Make an executable; `resident` holds the region's weights, constants and states by value name."""
+        """Make an executable; `resident` holds the region's weights, constants and states by value name.
+
+        `hints` may be ignored. `arena_offsets` and `arena_bytes` say where intermediates may lie; `capture` asks a
+        device whose rules are "capturable" to capture the first submission and to replay it afterwards.
+        """
 
     def communicator(self, group: Sequence[str], rank: int) -> Communicator | None:
-        """Join a group of peers (addresses by rank), or None where the device has no collectives."""
+        """Join a group of peers, or None where the device has no collectives.
+
+        `group` holds one address per rank: the path of a file that does not exist yet, in a folder that all ranks see;
+        whatever ranks must tell each other before they can talk may lie there, and under names that begin with it.
+        """
 
     def memory(self) -> Mapping[str, tuple[int, int]]:
         """Pool -> (free, total)."""

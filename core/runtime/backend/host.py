@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend.contract import Buffer, DeviceInfo, Event
+from runtime.backend.contract import Buffer, Communicator, DeviceInfo, Event
 from runtime.dtypes import Format, TensorSpec, encode
 from runtime.errors import InvalidArgument, OutOfMemory, RuntimeFault
 
@@ -154,8 +154,11 @@ class HostDevice:
         _own(target).value = copy.deepcopy(_own(source).value)
         return FinishedEvent()
 
-    def communicator(self, group: Any, rank: int) -> None:
-        """No collectives: one process is one device."""
+    def communicator(self, group: Sequence[str], rank: int) -> Communicator | None:
+        """A rank among processes of this host; see `runtime.backend.collectives`."""
+        from runtime.backend.collectives import HostCommunicator
+
+        return HostCommunicator(self, group, rank)
 
     def memory(self) -> Mapping[str, tuple[int, int]]:
         """Pool -> (free, total)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend.contract import BackendInfo, Buffer, DeviceConfig, DeviceInfo, hookimpl
+from runtime.backend.contract import BackendInfo, Buffer, Communicator, DeviceConfig, DeviceInfo, hookimpl
 from runtime.backend.host import VIEWED, ArrayBuffer, HostDevice, QuantizedTensor, from_bytes, kv_dtype
 from runtime.backend.interpret import InterpretedRegion, resolve_spec
 from runtime.backend.kernel_table import Kernel, kernels_of
@@ -135,6 +135,10 @@ class KernelDevice(HostDevice):
         buffer = ArrayBuffer(spec.nbytes())
         self.upload(buffer, data, spec)
         return buffer
+
+    def communicator(self, group: Sequence[str], rank: int) -> Communicator | None:
+        """Among processes of this host; None where tensors lie in memory of the backend's own."""
+        return None if self._has_own_memory else super().communicator(group, rank)
 
     def compile(self, region: Region, resident: Mapping[str, Buffer], hints: Mapping[str, Any]) -> InterpretedRegion:
         """Find the kernel of every node; raises Unsupported where there is none."""

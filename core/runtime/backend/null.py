@@ -50,6 +50,9 @@ class NullDevice(HostDevice):
         """An executable that makes zeros."""
         return InterpretedRegion(region, resident, self._run_node, "null")
 
+    def communicator(self, group: Sequence[str], rank: int) -> None:
+        """None: there is nothing to exchange."""
+
     def memory(self) -> Mapping[str, tuple[int, int]]:
         """As much as it says it has, all of it free."""
         return {"null": (self.info.memory_bytes, self.info.memory_bytes)}

@@ -21,7 +21,7 @@ HEADER = ("load", "requests", "failed", "tokens/s", "TTFT p50", "p99", "gap p50"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     group = parser.add_argument_group("the server")
-    group.add_argument("--url", default="http://127.0.0.1:8000/v1", help="its address, /v1 included (%(default)s)")
+    group.add_argument("--url", default="http://127.0.0.1:8080/v1", help="its address, /v1 included (%(default)s)")
     group.add_argument("--api-key", metavar="KEY", help="sent as a bearer token")
     group.add_argument("--model-name", metavar="NAME", help="as the server calls it (the first of /models)")
     group.add_argument("--endpoint", choices=("completions", "chat"), default="completions", help="(completions)")

@@ -104,12 +104,13 @@ def _stage(report: Report) -> str:
 def _finding(report: Report) -> str:
     if report.state != "ok":
         return report.reason
-    from runtime.cli.plugins import device_facts
+    from runtime.cli.plugins import device_facts, verification_fact
 
     devices = []
     for device in report.devices:
         index = f":{device.index} " if len(report.devices) > 1 else ""
         what = f"{index}{device.name}, {human_bytes(device.memory_bytes)}"
-        devices.append(SEPARATOR.join([what, *device_facts(device)]))
+        verified = verification_fact(report.verifications.get(device.index))
+        devices.append(SEPARATOR.join([what, *device_facts(device), *verified]))
     rules = [] if report.num_rules is None else [plural(report.num_rules, "rule") + " in its manifest"]
     return SEPARATOR.join([*devices, *report.notices, *rules])

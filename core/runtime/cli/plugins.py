@@ -10,7 +10,15 @@ from runtime.backend import DeviceInfo
 from runtime.cli.arguments import PROBE_TIMEOUT_S
 from runtime.cli.output import paint
 from runtime.errors import PluginRejected
-from runtime.registry import LoadedBackend, ProbeResult, Rejected, discover, probe_all
+from runtime.registry import (
+    LoadedBackend,
+    ProbeResult,
+    Rejected,
+    Verification,
+    Verifications,
+    discover,
+    probe_all,
+)
 
 State = Literal["ok", "refused", "rejected"]
 COLOURS: dict[State, str] = {"ok": "32", "refused": "33", "rejected": "31"}
@@ -50,6 +58,8 @@ class Report:
     probed_at: float | None = None
     is_cached: bool = False
     notices: tuple[str, ...] = field(default=())
+    verifications: dict[int, Verification] = field(default_factory=dict)
+    """Index of a device -> what `runtime verify` found, for this driver and this version of the backend."""
 
     @property
     def origin(self) -> str:
@@ -105,6 +115,15 @@ def device_facts(device: DeviceInfo) -> list[str]:
     return facts
 
 
+def verification_fact(verification: Verification | None) -> list[str]:
+    """What `runtime verify` found and when; nothing where it was never asked."""
+    if verification is None:
+        return []
+    if verification.passed:
+        return [f"verified {verification.age}"]
+    return [f"{paint('verification failed', '31', sys.stdout)} {verification.age}: {verification.summary}"]
+
+
 def _rejected_report(rejected: Rejected) -> Report:
     return Report(
         name=rejected.name,
@@ -141,4 +160,7 @@ def _loaded_report(backend: LoadedBackend, result: ProbeResult) -> Report:
             **common,
         )
     notices = tuple(dict.fromkeys(n for d in result.devices for n in d.notices))
-    return Report(state="ok", stage="probe", devices=result.devices, notices=notices, **common)
+    known = Verifications()
+    verdicts = {d.index: v for d in result.devices if (v := known.load(backend, d)) is not None}
+    common |= {"notices": notices, "verifications": verdicts}
+    return Report(state="ok", stage="probe", devices=result.devices, **common)

@@ -116,7 +116,7 @@ class BlockMover:
             made = b.op(op, name=f"{name}.{op}", kv=b.state(name, state.spec), **inputs)
             if op == "kv_export":
                 b.output(f"{name}.data", made)
-            homes[f"{name}.{op}"] = self._main.home_of_state(name)
+            homes[f"{name}.{op}"] = self._main.state(name)[0]
         return b.build(), homes
 
 

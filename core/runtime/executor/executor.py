@@ -98,9 +98,13 @@ class Executor:
         """run_ns, and of all devices during runs: kernels_run, bytes_uploaded, bytes_downloaded, host_compute_ns."""
         return dict(self._counters)
 
-    def home_of_state(self, name: str) -> str:
-        """The device that holds the state called `name`."""
-        return next(device for device, resident in self._resident.items() if name in resident)
+    def state(self, name: str) -> tuple[str, Buffer, TensorSpec]:
+        """Where a state lies: name of its device, its buffer there, and its spec with sizes."""
+        value = self.plan.graph.states.get(name)
+        device = next((d for d, buffers in self._resident.items() if value is not None and name in buffers), None)
+        if value is None or device is None:
+            raise InvalidArgument(f"{self.plan.graph.name} has no state '{name}': {', '.join(self.plan.graph.states)}")
+        return device, self._resident[device][name], resolved(value.spec, self._state_dims, name)
 
     @property
     def host_share(self) -> float:

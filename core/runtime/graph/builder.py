@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.dtypes import FORMATS, Dim, Span, TensorSpec
@@ -26,10 +26,21 @@ class GraphBuilder:
         graph = b.build()
     """
 
-    def __init__(self, name: str, dims: Mapping[str, Span], catalogue: Catalogue = CATALOGUE, prefix: str = "") -> None:
-        """`prefix` goes before the names of nodes, of their outputs and of constants: for the parts of a composite."""
+    def __init__(
+        self,
+        name: str,
+        dims: Mapping[str, Span],
+        catalogue: Catalogue = CATALOGUE,
+        prefix: str = "",
+        taken: Collection[str] = (),
+    ) -> None:
+        """For the parts of a composite, `prefix` goes before the names of nodes, of their outputs and of constants.
+
+        Names in `taken` belong to other values of the graph that the parts will join: they are not given again.
+        """
         self.name = name
         self.prefix = prefix
+        self._taken = taken
         self.dims = dict(dims)
         self.catalogue = catalogue
         self._nodes: list[Node] = []
@@ -50,6 +61,8 @@ class GraphBuilder:
     def constant(self, name: str, data: NDArray[Any], fmt: str = "f32") -> Value:
         """Small data that travels with the graph; the same name returns the same value."""
         name = self.prefix + name
+        while name in self._taken:
+            name += "#"
         known = self._values.get(name)
         if known is not None and known.kind == "constant":
             return known
@@ -115,9 +128,12 @@ class GraphBuilder:
         return value
 
     def _unique(self, name: str) -> str:
-        if name not in self._values and f"{name}.0" not in self._values:
+        if not self._is_used(name):
             return name
         n = 2
-        while f"{name}#{n}" in self._values or f"{name}#{n}.0" in self._values:
+        while self._is_used(f"{name}#{n}"):
             n += 1
         return f"{name}#{n}"
+
+    def _is_used(self, name: str) -> bool:
+        return any(n in self._values or n in self._taken for n in (name, f"{name}.0"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +22,16 @@ class Expansion:
     constants: Mapping[str, Value]
 
 
-def expand_node(node: Node, dims: Mapping[str, Span], catalogue: Catalogue = CATALOGUE) -> Expansion:
-    """The nodes that define the composite `node`, named `<name of the node>.<name of the part>`."""
+def expand_node(
+    node: Node, dims: Mapping[str, Span], catalogue: Catalogue = CATALOGUE, taken: Collection[str] = ()
+) -> Expansion:
+    """The nodes that define the composite `node`, named `<name of the node>.<name of the part>`.
+
+    Where that is one of the names in `taken`, a number follows.
+    """
     if node.op.expand is None:
         raise InvalidArgument(f"{node.op.key} of node {node.name} is no composite, it cannot be expanded")
-    builder = GraphBuilder(node.name, dims, catalogue, prefix=f"{node.name}.")
+    builder = GraphBuilder(node.name, dims, catalogue, prefix=f"{node.name}.", taken=taken)
     result = node.op.expand(builder, dict(node.inputs), node.attrs)
     outputs = tuple(result) if isinstance(result, tuple) else (result,)
     wanted = tuple(v.spec for v in node.outputs)
@@ -44,14 +49,19 @@ def expand_composites(graph: Graph, keep: Callable[[Node], bool], catalogue: Cat
     constants = dict(graph.constants)
     renamed: dict[Value, Value] = {}
     nodes: list[Node] = []
+    declared = (graph.inputs, graph.weights, graph.states, graph.constants)
+    taken = {v.name for values in declared for v in values.values()}
+    taken.update(v.name for node in graph.nodes for v in node.outputs)
 
     def visit(node: Node) -> None:
         node = with_inputs(node, renamed)
         if not node.op.is_composite or keep(node):
             nodes.append(node)
             return
-        expansion = expand_node(node, graph.dims, catalogue)
+        expansion = expand_node(node, graph.dims, catalogue, taken)
         constants.update(expansion.constants)
+        taken.update(v.name for v in expansion.constants.values())
+        taken.update(v.name for part in expansion.nodes for v in part.outputs)
         for part in expansion.nodes:
             visit(part)
         renamed.update((old, renamed.get(new, new)) for old, new in zip(node.outputs, expansion.outputs))

@@ -30,7 +30,9 @@ class Checker:
             _, num_blocks, block_size, _, _ = site.shape("kv")
             num_slots = num_blocks * block_size
             ranges = self._range(site, "slot_mapping", num_slots, "slots in kv, and -1 for nothing", seen, lowest=-1)
-            return [*ranges, *self._distinct(site, seen)]
+            return [*ranges, *self._distinct(site, "slot_mapping", seen)]
+        if key in ("kv_copy_blocks@1", "kv_export@1", "kv_import@1"):
+            return self._blocks(site, seen)
         return self._sequences(site, seen) if key == "attention@1" else []
 
     def _number(self, site: Site, key: CheckKey, *messages: str) -> int:
@@ -50,15 +52,35 @@ class Checker:
         arguments = (site.inputs[port], i32(count), i32(lowest), i32(past), i32(number), site.fault)
         return [_call("check_range", arguments, count)]
 
-    def _distinct(self, site: Site, seen: set[CheckKey]) -> list[Call]:
-        key = ("distinct", site.node.inputs["slot_mapping"])
+    def _distinct(self, site: Site, port: str, seen: set[CheckKey]) -> list[Call]:
+        key = ("distinct", site.node.inputs[port])
         if key in seen:
             return []
         seen.add(key)
-        message = "kv_write@1 slot_mapping holds {value} more than once; every target is written once"
-        (count,) = site.shape("slot_mapping")
-        arguments = (site.inputs["slot_mapping"], i32(count), i32(self._number(site, key, message)), site.fault)
+        message = f"{site.node.op.key} {port} holds {{value}} more than once; every target is written once"
+        (count,) = site.shape(port)
+        arguments = (site.inputs[port], i32(count), i32(self._number(site, key, message)), site.fault)
         return [_call("check_distinct", arguments, count)]
+
+    def _blocks(self, site: Site, seen: set[CheckKey]) -> list[Call]:
+        """Blocks exist; those that are written are distinct, and not read by the same call."""
+        num_blocks = site.shape("kv")[1]
+        ports = [p for p in ("source_blocks", "target_blocks", "block_ids") if p in site.inputs]
+        calls = [c for port in ports for c in self._range(site, port, num_blocks, "blocks in kv", seen)]
+        if site.node.op.key != "kv_export@1":
+            calls += self._distinct(site, ports[-1], seen)
+        if len(ports) == 1:
+            return calls
+        key = ("apart", *(site.node.inputs[port] for port in ports))
+        if key in seen:
+            return calls
+        seen.add(key)
+        message = f"{site.node.op.key} block {{value}} is a source and a target of one call"
+        (num_sources,), (count,) = (site.shape(port) for port in ports)
+        targets, sources = site.inputs[ports[1]], site.inputs[ports[0]]
+        number = self._number(site, key, message)
+        arguments = (targets, sources, i32(count), i32(num_sources), i32(number), site.fault)
+        return [*calls, _call("check_apart", arguments, count)]
 
     def _sequences(self, site: Site, seen: set[CheckKey]) -> list[Call]:
         (num_seqs, width), num_rows = site.shape("block_table"), site.shape("q")[0]

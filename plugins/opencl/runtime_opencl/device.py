@@ -15,6 +15,7 @@ from runtime.backend import (
     Manifest,
     Region,
     TensorSpec,
+    Unsupported,
 )
 from runtime_opencl.errors import translated
 from runtime_opencl.event import CommandEvent
@@ -99,7 +100,17 @@ class OpenclDevice:
         return CommandEvent(event, f"copying {spec}")
 
     def compile(self, region: Region, resident: Mapping[str, Buffer], hints: Mapping[str, Any]) -> RegionExecutable:
-        """One sequence of commands for the region; intermediates are laid out here, whatever `hints` say."""
+        """One sequence of commands for the region; intermediates are laid out here, whatever `hints` say.
+
+        Raises Unsupported for a node that no rule covers: kernels take what they are given, and know no formats.
+        """
+        reasons = []
+        for node in region.nodes:
+            match = self._manifest.match(node.op.key, node.facts(region.dims))
+            if match.coverage != "full":
+                reasons.append(f"node {node.name} ({node.op.key}): {'; '.join(match.reasons)}")
+        if reasons:
+            raise Unsupported(f"{region.name} cannot be compiled by {self._manifest.backend}", reasons=reasons)
         return RegionExecutable(region, resident, self._queue, self._programs, self._allocator, self._counters)
 
     def communicator(self, group: Sequence[str], rank: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backend import Buffer, ExecutionFailed, InvalidArgument, Node, Region, RuntimeFault, Unsupported
+from runtime.backend import Buffer, ExecutionFailed, InvalidArgument, Node, Region, RuntimeFault
 from runtime_opencl.calls import Call, Copy, Site
 from runtime_opencl.checking import Checker
 from runtime_opencl.errors import translated
@@ -69,10 +69,6 @@ class RegionExecutable:
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._sequence: list[Prepared] = []
         self._last: tuple[object, ...] | None = None
-        unknown = [n for n in region.nodes if n.op.key not in LOWER]
-        if unknown:
-            reasons = [f"node {n.name}: the OpenCL backend has no kernel for {n.op.key}" for n in unknown]
-            raise Unsupported(f"{region.name} cannot be compiled: {reasons[0]}", reasons=reasons)
         self._state_of = {alias.name: state.name for alias, state in region.aliases.items()}
         self._symbols = sorted({d for n in region.nodes for d in _symbols(n)})
         self._owned: list[DeviceBuffer] = []

@@ -131,10 +131,6 @@ def lower_rope(site: Site) -> list[Call | Copy]:
 def lower_kv_write(site: Site) -> list[Call | Copy]:
     """In place; a cache that is no state of the region is copied first."""
     (num_rows, num_columns), (_, num_blocks, block_size, _, _) = site.shape("k"), site.shape("kv")
-    kv = site.spec("kv")
-    calls: list[Call | Copy] = []
-    if site.outputs[0] is not site.inputs["kv"]:
-        calls.append(Copy(site.outputs[0], site.inputs["kv"], kv.nbytes(site.dims)))
     arguments = (
         site.outputs[0],
         site.inputs["k"],
@@ -144,8 +140,51 @@ def lower_kv_write(site: Site) -> list[Call | Copy]:
         u64(num_blocks * block_size),
         site.fault,
     )
-    calls.append(Call("kv", "kv_write", arguments, (num_columns, num_rows), None, _kv_definitions(kv.format.name)))
-    return calls
+    return [*_own_cache(site), _kv_call(site, "kv_write", arguments, (num_columns, num_rows))]
+
+
+def lower_kv_copy_blocks(site: Site) -> list[Call | Copy]:
+    """An item per element of a block, as stored."""
+    block_elements, num_elements = _block_sizes(site)
+    (count,) = site.shape("source_blocks")
+    ids = (site.inputs["source_blocks"], site.inputs["target_blocks"])
+    arguments = (site.outputs[0], *ids, i32(block_elements), u64(num_elements), site.fault)
+    return [*_own_cache(site), _kv_call(site, "kv_copy_blocks", arguments, (block_elements, count))]
+
+
+def lower_kv_export(site: Site) -> list[Call | Copy]:
+    """An item per element of a block."""
+    block_elements, num_elements = _block_sizes(site)
+    (count,) = site.shape("block_ids")
+    buffers = (site.inputs["kv"], site.inputs["block_ids"], site.outputs[0])
+    arguments = (*buffers, i32(block_elements), u64(num_elements), i32(count), site.fault)
+    return [_kv_call(site, "kv_export", arguments, (block_elements, count))]
+
+
+def lower_kv_import(site: Site) -> list[Call | Copy]:
+    """An item per element of a block; in place, as `lower_kv_write`."""
+    block_elements, num_elements = _block_sizes(site)
+    (count,) = site.shape("block_ids")
+    buffers = (site.outputs[0], site.inputs["data"], site.inputs["block_ids"])
+    arguments = (*buffers, i32(block_elements), u64(num_elements), i32(count), site.fault)
+    return [*_own_cache(site), _kv_call(site, "kv_import", arguments, (block_elements, count))]
+
+
+def _own_cache(site: Site) -> list[Call | Copy]:
+    """A copy of the cache into the output, where they are not the same buffer."""
+    if site.outputs[0] is site.inputs["kv"]:
+        return []
+    return [Copy(site.outputs[0], site.inputs["kv"], site.spec("kv").nbytes(site.dims))]
+
+
+def _block_sizes(site: Site) -> tuple[int, int]:
+    """Elements of a block, and of all blocks."""
+    _, num_blocks, *block = site.shape("kv")
+    return prod(block), num_blocks * prod(block)
+
+
+def _kv_call(site: Site, kernel: str, arguments: tuple[object, ...], items: tuple[int, int]) -> Call:
+    return Call("kv", kernel, arguments, items, None, _kv_definitions(site.spec("kv").format.name))
 
 
 def lower_attention(site: Site) -> list[Call | Copy]:
@@ -299,6 +338,9 @@ LOWER: Mapping[str, Lower] = {
     "layer_norm@1": lower_layer_norm,
     "rope@1": lower_rope,
     "kv_write@1": lower_kv_write,
+    "kv_copy_blocks@1": lower_kv_copy_blocks,
+    "kv_export@1": lower_kv_export,
+    "kv_import@1": lower_kv_import,
     "attention@1": lower_attention,
     "activation@1": lower_activation,
     "glu@1": lower_glu,

@@ -51,6 +51,7 @@ def make_manifest() -> Manifest:
         Rule("layer_norm@1", _f32("x", "weight", "bias"), F32, BY_ROW),
         Rule("rope@1", _f32("x", "inv_freq"), F32, BY_ROW),
         Rule("kv_write@1", (*_f32("k", "v"), cache), F32, BY_ROW),
+        *(Rule(f"kv_{what}@1", (cache,), F32, BY_ROW) for what in ("copy_blocks", "export", "import")),
         Rule("attention@1", (*_f32("q"), cache, heads), F32, BY_ROW),
         Rule("glu@1", (*_f32("gate", "up"), OneOf("kind", GLU_KINDS)), F32, BY_ROW),
         Rule("activation@1", (*_f32("x"), OneOf("kind", KINDS)), F32, BY_ROW),

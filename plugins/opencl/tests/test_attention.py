@@ -136,3 +136,26 @@ def test_kv_write_touches_its_slots_alone(device, kv_format: str, heads: int, he
             if slot >= 0:
                 expected[part, slot // 4, slot % 4] = data[row].reshape(heads, head_dim).astype(expected.dtype)
     np.testing.assert_array_equal(case.run(device)[0], expected)
+
+
+@pytest.mark.parametrize("kv_format", ["f32", "f16"])
+def test_blocks_are_copied_bit_for_bit(device, kv_format: str) -> None:
+    kv = random(1, 2, 6, 4, 2, 5)
+    kv[:, 2] = np.nan
+    blocks = {"source_blocks": np.array([2, 2, 0], np.int32), "target_blocks": np.array([5, 1, 3], np.int32)}
+    case = Case("kv_copy_blocks", kv=(kv, kv_format), **blocks)
+    expected = case.values["kv"].copy()
+    expected[:, [5, 1, 3]] = expected[:, [2, 2, 0]]
+    np.testing.assert_array_equal(case.run(device)[0], expected)
+
+
+@pytest.mark.parametrize("kv_format", ["f32", "f16"])
+def test_an_exported_cache_comes_back_by_an_import(device, kv_format: str) -> None:
+    kv, ids = random(1, 2, 6, 4, 2, 5), np.array([4, 0], np.int32)
+    case = Case("kv_export", kv=(kv, kv_format), block_ids=ids)
+    (data,) = case.run(device)
+    np.testing.assert_array_equal(data, case.values["kv"][:, ids])
+    into = Case("kv_import", kv=(random(2, 2, 6, 4, 2, 5), kv_format), data=data, block_ids=ids[::-1].copy())
+    expected = into.values["kv"].copy()
+    expected[:, ids[::-1]] = data
+    np.testing.assert_array_equal(into.run(device)[0], expected)

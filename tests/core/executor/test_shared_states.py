@@ -35,7 +35,7 @@ def test_a_second_executor_sees_the_states_of_the_first_and_leaves_them_open() -
         return Executor(plan, {"host": device}, state_dims=SIZES, shared=shared)
 
     writer = executor(writing())
-    assert writer.home_of_state("layers.0.kv") == "host"
+    assert writer.state("layers.0.kv")[0] == "host"
     reader = executor(reading(), writer)
     k, v = np.array([[1, 2], [3, 4]], np.float32), np.array([[5, 6], [7, 8]], np.float32)
     writer.run({"k": k, "v": v, "slots": np.array([9, 4], np.int32)}, {"T": 2})

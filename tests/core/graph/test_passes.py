@@ -96,6 +96,18 @@ def test_nested_composites_are_expanded_to_the_ground():
     assert graph.state_aliases() == {write.outputs[0]: graph.states["kv"]}
 
 
+def test_parts_never_take_the_name_of_a_weight():
+    b = GraphBuilder("net", {"T": Span(1, 8)})
+    x = b.input("x", "f32", ("T", 4))
+    gate, up = (b.weight(n, TensorSpec(F32, (6, 4))) for n in ("mlp.gate_proj", "mlp.glu"))
+    down = b.weight("mlp.down_proj", TensorSpec(F32, (4, 6)))
+    weights = {"gate_weight": gate, "up_weight": up, "down_weight": down}
+    b.output("y", b.op("swiglu_ffn", name="mlp", x=x, **weights, attrs={"kind": "silu"}))
+    graph = expand_composites(b.build(), keep=lambda node: False)
+    validate(graph)
+    assert [n.name for n in graph.nodes] == ["mlp.gate_proj#2", "mlp.up_proj", "mlp.glu#2", "mlp.down_proj#2"]
+
+
 def test_only_composites_can_be_expanded():
     node = feed_forward().nodes[-1]
     with pytest.raises(InvalidArgument, match=r"add@1 of node sum is no composite"):

@@ -57,3 +57,16 @@ __kernel void check_sequences(const __global int *query_start_loc, const __globa
         }
     }
 }
+
+__kernel void check_apart(const __global int *indices, const __global int *others, int count, int num_others,
+                          int check, __global int *fault)
+{
+    const int i = get_global_id(0);
+    if (i >= count)
+        return;
+    int is_shared = 0;
+    for (int j = 0; j < num_others; j++)
+        is_shared |= others[j] == indices[i];
+    if (is_shared)
+        report_fault(fault, check, i, indices[i]);
+}
