@@ -284,7 +284,7 @@ class AsyncLLM:
 
     def _died(self, failure: Failed) -> None:
         if not self._ready.done():
-            self._ready.set_exception(failure.error)
+            self._ready.set_exception(_start_error(failure))
             return
         if self._is_closing:
             return
@@ -364,3 +364,11 @@ class AsyncLLM:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _start_error(failure: Failed) -> BaseException:
+    """Why the engine did not start: the fault that the loading raised, or that its process ended."""
+    if isinstance(failure.error, ChildProcessError):
+        _log.error("%s\n%s", failure.error, failure.stack)
+        return EngineDied(f"the engine did not start: {failure.error}", remedy="its messages are on stderr")
+    return failure.error
