@@ -17,7 +17,7 @@ constexpr size_t kLargePage = size_t(1) << 21;
 #if defined(__SANITIZE_ADDRESS__)
 
 // The last byte asked for is the last that may be touched.
-void* allocate_pages(size_t bytes) {
+void* allocate_pages(size_t bytes, bool) {
     void* data = nullptr;
     if (bytes == 0 || posix_memalign(&data, 64, bytes) != 0) return nullptr;
     std::memset(data, 0, bytes);
