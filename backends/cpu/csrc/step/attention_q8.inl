@@ -35,10 +35,10 @@ void score_q8(const AttentionTile& t, const uint8_t* half, int64_t offset, int r
             const int64_t end = 16 * g + 16 < pairs ? 16 * g + 16 : pairs;
             for (int64_t j = 16 * g; j < end; j++) {
                 const Q8Pair k = load_q8_pair(half + 2 * ((tile * pairs + j) * kKvTile + lane));
-                const float* q = (const float*)t.q + 2 * j * t.rows + row;
+                const float* q = (const float*)t.q + 2 * (j * t.rows + row);
                 for (int i = 0; i < M; i++) {
-                    part[i] = fma(k.low, splat(q[i]), part[i]);
-                    part[i] = fma(k.high, splat(q[t.rows + i]), part[i]);
+                    part[i] = fma(k.low, splat(q[2 * i]), part[i]);
+                    part[i] = fma(k.high, splat(q[2 * i + 1]), part[i]);
                 }
             }
             const vf scale = from_f16(scales + (tile * groups + g) * kKvTile + lane);
