@@ -89,26 +89,26 @@ void weigh_dots_rows(const AttentionTile& t, const uint8_t* values, int row, int
 }
 
 template <bool kAhead>
-void dots_chunk(const AttentionTile& t, const uint8_t* keys, const uint8_t* values, int64_t key, int first, int end,
-                Work& work) {
+void dots_chunk(const AttentionTile& t, const Chunk& c, Work& work) {
+    const int first = c.first, end = c.end;
     int row = 0;
-    for (; row + 12 <= t.rows; row += 12) score_dots_rows<12, kAhead>(t, keys, row, end, work);
-    for (; row + 8 <= t.rows; row += 8) score_dots_rows<8, kAhead>(t, keys, row, end, work);
-    for (; row + 4 <= t.rows; row += 4) score_dots_rows<4, kAhead>(t, keys, row, end, work);
-    for (; row + 2 <= t.rows; row += 2) score_dots_rows<2, kAhead>(t, keys, row, end, work);
-    for (; row < t.rows; row++) score_dots_rows<1, kAhead>(t, keys, row, end, work);
-    for (row = 0; row < t.rows; row++) soften<true>(t, row, key, end, work);
+    for (; row + 12 <= t.rows; row += 12) score_dots_rows<12, kAhead>(t, c.keys, row, end, work);
+    for (; row + 8 <= t.rows; row += 8) score_dots_rows<8, kAhead>(t, c.keys, row, end, work);
+    for (; row + 4 <= t.rows; row += 4) score_dots_rows<4, kAhead>(t, c.keys, row, end, work);
+    for (; row + 2 <= t.rows; row += 2) score_dots_rows<2, kAhead>(t, c.keys, row, end, work);
+    for (; row < t.rows; row++) score_dots_rows<1, kAhead>(t, c.keys, row, end, work);
+    for (row = 0; row < t.rows; row++) soften<true>(t, row, c.key, end, work);
     row = 0;
-    for (; row + 6 <= t.rows; row += 6) weigh_dots_rows<6, kAhead>(t, values, row, first, end, work);
-    for (; row + 4 <= t.rows; row += 4) weigh_dots_rows<4, kAhead>(t, values, row, first, end, work);
-    for (; row + 2 <= t.rows; row += 2) weigh_dots_rows<2, kAhead>(t, values, row, first, end, work);
-    for (; row < t.rows; row++) weigh_dots_rows<1, kAhead>(t, values, row, first, end, work);
+    for (; row + 6 <= t.rows; row += 6) weigh_dots_rows<6, kAhead>(t, c.values, row, first, end, work);
+    for (; row + 4 <= t.rows; row += 4) weigh_dots_rows<4, kAhead>(t, c.values, row, first, end, work);
+    for (; row + 2 <= t.rows; row += 2) weigh_dots_rows<2, kAhead>(t, c.values, row, first, end, work);
+    for (; row < t.rows; row++) weigh_dots_rows<1, kAhead>(t, c.values, row, first, end, work);
 }
 
 void attend_dots(const AttentionTile& t) {
-    for_chunks(t, 2, [&](const uint8_t* keys, const uint8_t* values, int64_t key, int first, int end, Work& work) {
-        if (t.rows <= kAheadRows) dots_chunk<true>(t, keys, values, key, first, end, work);
-        else dots_chunk<false>(t, keys, values, key, first, end, work);
+    for_chunks(t, 2, [&](const Chunk& c, Work& work) {
+        if (t.rows <= kAheadRows) dots_chunk<true>(t, c, work);
+        else dots_chunk<false>(t, c, work);
     });
 }
 #else

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention_dots.inl"
-#include "attention_q8.inl"
+#include "cache_q8.inl"
 
 namespace {
 
@@ -35,7 +35,7 @@ void attend(const AttentionTile& t) {
     switch (t.cache->format) {
         case 0: return attend_as<F32Elements>(t);
         case 1: return attend_as<F16Elements>(t);
-        case 8: return attend_q8(t);
+        case 8: return attend_as<Q8Elements>(t);
         default: return attend_dots(t);
     }
 }
