@@ -102,8 +102,24 @@ struct Activations {
         }
     }
 
+    // As to_bf16, in the low halves of the lanes.
+    RT_INLINE V round_lanes(F x) {
+        const V bits = I::as_int(x), nan = (bits & 0x7fffffff) > 0x7f800000;
+        const V rounded = I::add(bits, (I::shift_right(bits, 16) & 1) + 0x7fff);
+        return I::shift_right((rounded & ~nan) | ((bits | 0x400000) & nan), 16);
+    }
+
     static void round_bf16(const float* x, int64_t k, uint8_t* out, int m, int width) {
-        for (int64_t i = 0; i < padded(k); i += 2) {
+        int64_t i = 0;
+        for (; i + I::LANES <= k; i += I::LANES) {
+            uint64_t pairs[I::LANES / 2];
+            I::store(pairs, round_lanes(I::load_float(x + i)));
+            for (int j = 0; j < I::LANES / 2; ++j) {
+                const uint32_t both = uint32_t(pairs[j]) | uint32_t(pairs[j] >> 16);
+                memcpy(out + ((i / 2 + j) * width + m) * 4, &both, 4);
+            }
+        }
+        for (; i < padded(k); i += 2) {
             uint32_t low = i < k ? to_bf16(x[i]) : 0, high = i + 1 < k ? to_bf16(x[i + 1]) : 0;
             uint32_t both = low | high << 16;
             memcpy(out + (i / 2 * width + m) * 4, &both, 4);

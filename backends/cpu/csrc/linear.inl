@@ -32,6 +32,16 @@ inline void finish(const Linear& call, int64_t row0, int64_t rows, int64_t colum
     }
 }
 
+// Rows of y lie far apart: each would be a wait for memory when it is written.
+inline void expect(const Linear& call, int64_t row0, int64_t rows, int64_t column0) {
+    for (int64_t m = 0; m < rows; ++m) {
+        const int64_t to = call.scatter ? call.scatter[row0 + m] : row0 + m;
+        const float* y = call.y + to * call.y_stride + column0;
+        __builtin_prefetch(y, 1, 3);
+        __builtin_prefetch(y + ROWS, 1, 3);
+    }
+}
+
 // How rows are cut: one unit per panel when they are few, else blocks of rows times pairs of panels.
 struct Cut {
     int64_t panels, row_block, row_blocks, pairs;
@@ -89,10 +99,15 @@ struct Loops {
         const int64_t second = panel + 1 < cut.panels ? panel_bytes : 0;  // a lone panel is its own neighbour
         float* totals = reinterpret_cast<float*>(scratch.data);
         uint8_t* unpacked = scratch.data + totals_bytes(cut);
+        const int64_t tiles = (row1 - row0) / TILE_ROWS + (row1 - row0 < TILE_ROWS);  // whole ones
 
         for (int64_t k0 = 0; k0 < k; k0 += Kind::SLAB) {
             const int64_t slab = min_of(Kind::SLAB, k - k0);
             const uint8_t* weights = packed + Kind::packed_bytes(k0);
+            const bool last = k0 + slab >= k;
+            const int64_t next = last ? min_of(Kind::SLAB, k) : min_of(Kind::SLAB, k - k0 - slab);
+            Ahead ahead{last ? packed + 2 * second : weights + Kind::packed_bytes(slab), second,
+                        ceil_div(Kind::packed_bytes(next), tiles * Kind::steps(slab))};
             int64_t stride = second;
             if (Kind::UNPACKS) {
                 stride = Kind::unpacked_bytes(slab);
@@ -103,30 +118,33 @@ struct Loops {
                 const int width = int(min_of(TILE_ROWS, row1 - row));
                 const uint8_t* activations = static_cast<const uint8_t*>(call.activations) + row * row_bytes +
                                              Kind::activation_bytes(k0) * width;
-                Kind::multiply_pair(width, weights, stride, activations, slab, totals + (row - row0) * TILE_STRIDE,
-                                    k0 == 0);
+                float* tile = totals + (row - row0) * TILE_STRIDE;
+                if (last) expect(call, row, width, panel * ROWS);
+                Kind::multiply_pair(width, weights, stride, activations, slab, tile, k0 == 0, ahead);
+                if (last) finish(call, row, width, panel * ROWS, columns, tile);
+                ahead.at += Kind::steps(slab) * ahead.step;
             }
         }
-        for (int64_t row = row0; row < row1; row += TILE_ROWS)
-            finish(call, row, min_of(TILE_ROWS, row1 - row), panel * ROWS, columns, totals + (row - row0) * TILE_STRIDE);
     }
 };
 
 // Runs a microkernel of a tile's width on one panel or two: two lie side by side in registers where there are 32 of them,
 // else one follows the other.
-using Microkernel = void (*)(const uint8_t*, int64_t, const uint8_t*, int64_t, float*, bool, int);
+using Microkernel = void (*)(const uint8_t*, int64_t, const uint8_t*, int64_t, float*, bool, int, Ahead);
 
 template <class I, int PANELS>
 inline void call_kernel(const Microkernel* kernels, int width, const uint8_t* weights, int64_t stride,
-                        const uint8_t* activations, int64_t count, float* totals, bool first) {
+                        const uint8_t* activations, int64_t count, float* totals, bool first, Ahead ahead) {
     constexpr int NR = I::TILE_PANELS < PANELS ? I::TILE_PANELS : PANELS;
     for (int i = 0; i < PANELS; i += NR) {
         const uint8_t* panel = weights + i * stride;
         if (I::TILED) {
-            kernels[width - 1](panel, stride, activations, count, totals + i * ROWS, first, width);
+            kernels[width - 1](panel, stride, activations, count, totals + i * ROWS, first, width, ahead);
+            ahead.at += ahead.panel_bytes;
         } else {
             for (int m = 0; m < width; ++m)
-                kernels[0](panel, stride, activations + 4 * m, count, totals + m * TILE_STRIDE + i * ROWS, first, width);
+                kernels[0](panel, stride, activations + 4 * m, count, totals + m * TILE_STRIDE + i * ROWS, first, width,
+                           ahead);
         }
     }
 }
@@ -155,14 +173,16 @@ struct QuantisedKind {
     static int64_t packed_bytes(int64_t k) { return ceil_div(k, BLOCK_K * Format::BLOCKS) * Format::UNIT_BYTES; }
     static int64_t unpacked_bytes(int64_t k) { return UNPACKS ? k / BLOCK_K * Unpacked::UNIT_BYTES : 0; }
     static int64_t activation_bytes(int64_t k) { return k / BLOCK_K * Int8Block::BYTES; }
+    static int64_t steps(int64_t k) { return k / BLOCK_K; }
     static void unpack(const uint8_t* packed, int64_t k, uint8_t* out) { Unpacked::unpack(packed, k / BLOCK_K, out); }
 
     static void multiply_packed(int width, const uint8_t* w, const uint8_t* a, int64_t k, float* totals) {
-        call_kernel<I, 1>(Int8Kernels<I, Format, 1>::BY_WIDTH, width, w, 0, a, k / BLOCK_K, totals, true);
+        call_kernel<I, 1>(Int8Kernels<I, Format, 1>::BY_WIDTH, width, w, 0, a, steps(k), totals, true, Ahead{});
     }
     static void multiply_pair(int width, const uint8_t* w, int64_t stride, const uint8_t* a, int64_t k, float* totals,
-                              bool first) {
-        call_kernel<I, 2>(Int8Kernels<I, Large, I::TILE_PANELS>::BY_WIDTH, width, w, stride, a, k / BLOCK_K, totals, first);
+                              bool first, Ahead ahead) {
+        call_kernel<I, 2>(Int8Kernels<I, Large, I::TILE_PANELS>::BY_WIDTH, width, w, stride, a, steps(k), totals, first,
+                          ahead);
     }
 
     static void pack(const uint8_t* src, int64_t n, int64_t k, int64_t panel0, int64_t panel1, uint8_t* dst) {
@@ -198,18 +218,18 @@ struct PlainKind {
     static int64_t packed_bytes(int64_t k) { return padded(k) * ROWS * Format::ELEMENT; }
     static int64_t unpacked_bytes(int64_t) { return 0; }
     static int64_t activation_bytes(int64_t k) { return padded(k) * ACTIVATION_BYTES; }
+    static int64_t steps(int64_t k) { return padded(k) / Format::STEP; }
     static void unpack(const uint8_t*, int64_t, uint8_t*) {}
 
     static void multiply_packed(int width, const uint8_t* w, const uint8_t* a, int64_t k, float* totals) {
         for (int64_t k0 = 0; k0 < k; k0 += SLAB)
             call_kernel<I, 1>(PlainKernels<I, Format, 1>::BY_WIDTH, width, w + packed_bytes(k0), 0,
-                              a + activation_bytes(k0) * width, padded(min_of(SLAB, k - k0)) / Format::STEP, totals,
-                              k0 == 0);
+                              a + activation_bytes(k0) * width, steps(min_of(SLAB, k - k0)), totals, k0 == 0, Ahead{});
     }
     static void multiply_pair(int width, const uint8_t* w, int64_t stride, const uint8_t* a, int64_t k, float* totals,
-                              bool first) {
-        call_kernel<I, 2>(PlainKernels<I, Format, I::TILE_PANELS>::BY_WIDTH, width, w, stride, a, padded(k) / Format::STEP,
-                          totals, first);
+                              bool first, Ahead ahead) {
+        call_kernel<I, 2>(PlainKernels<I, Format, I::TILE_PANELS>::BY_WIDTH, width, w, stride, a, steps(k), totals, first,
+                          ahead);
     }
 
     static void pack(const uint8_t* src, int64_t n, int64_t k, int64_t panel0, int64_t panel1, uint8_t* dst) {

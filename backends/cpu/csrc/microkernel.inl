@@ -18,6 +18,21 @@ inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 // MR is the width.
 constexpr int TILE_STRIDE = 2 * ROWS;  // floats between rows of a tile of totals: two panels side by side
 
+// What a tile's microkernel fetches while it computes: the slab of k, or the panels, that come next. With few tiles to a
+// slab the weights are new to the cache in one of them and wait for memory there, while the others leave it idle. The
+// hardware cannot know which bytes come next; `step` bytes of each panel per block of k are a tile's part of them.
+struct Ahead {
+    const uint8_t* at;
+    int64_t panel_bytes, step;
+};
+
+template <int NR>
+RT_INLINE void fetch_ahead(Ahead& ahead) {
+    for (int64_t i = 0; i < ahead.step; i += LINE)
+        RT_UNROLL for (int n = 0; n < NR; ++n) __builtin_prefetch(ahead.at + i + n * ahead.panel_bytes, 0, 2);
+    ahead.at += ahead.step;
+}
+
 // Block `b` of a unit, for the rows of vector `part` of each panel.
 template <class I, class Format, int MR, int NR>
 RT_INLINE void multiply_block(const typename Format::Header (&header)[NR], const uint8_t* unit, int64_t panel_bytes,
@@ -78,7 +93,8 @@ RT_INLINE void multiply_block(const typename Format::Header (&header)[NR], const
 // totals[MR][TILE_STRIDE] (+)= activations x `blocks` blocks of NR panels.
 template <class I, class Format, int MR, int NR>
 __attribute__((noinline)) void multiply_int8(const uint8_t* weights, int64_t panel_bytes, const uint8_t* activations,
-                                             int64_t blocks, float* totals, bool first, int tile_width) {
+                                             int64_t blocks, float* totals, bool first, int tile_width,
+                                             Ahead ahead) {
     using F = typename I::F;
     const int width = I::TILED ? MR : tile_width;
     F total[I::PARTS][MR][NR];
@@ -107,7 +123,12 @@ __attribute__((noinline)) void multiply_int8(const uint8_t* weights, int64_t pan
                 }
             } else {
                 const int count = int(min_of(Format::BLOCKS, blocks - block));
-                RT_NO_UNROLL for (int b = 0; b < count; ++b) multiply(b);
+                RT_NO_UNROLL for (int b = 0; b < count; ++b) {
+                    if constexpr (I::TILED) {
+                        if (part == 0) fetch_ahead<NR>(ahead);
+                    }
+                    multiply(b);
+                }
             }
         }
         weights += Format::UNIT_BYTES;
@@ -147,13 +168,17 @@ RT_INLINE void multiply_step(const uint8_t* weights, int64_t panel_bytes, int64_
 // totals[MR][TILE_STRIDE] (+)= activations x `steps` steps of NR panels. Chains end with each slab of k.
 template <class I, class Format, int MR, int NR>
 __attribute__((noinline)) void multiply_plain(const uint8_t* weights, int64_t panel_bytes, const uint8_t* activations,
-                                              int64_t steps, float* totals, bool first, int tile_width) {
+                                              int64_t steps, float* totals, bool first, int tile_width, Ahead ahead) {
     using F = typename I::F;
     const int width = I::TILED ? MR : tile_width;
     RT_NO_UNROLL for (int part = 0; part < I::PARTS; ++part) {
         F total[2][MR][NR] = {};
-        for (int64_t i = 0; i < steps; ++i)
+        for (int64_t i = 0; i < steps; ++i) {
+            if constexpr (I::TILED && MR > 1) {
+                if (part == 0) fetch_ahead<NR>(ahead);
+            }
             multiply_step<I, Format, MR, NR>(weights, panel_bytes, i, part, activations, width, total);
+        }
         RT_UNROLL for (int m = 0; m < MR; ++m)
             RT_UNROLL for (int n = 0; n < NR; ++n) {
                 float* to = totals + m * TILE_STRIDE + n * ROWS + part * I::LANES;

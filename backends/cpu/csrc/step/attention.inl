@@ -5,6 +5,8 @@
 // does not depend on the other rows of its tile: keys that it does not see weigh exactly zero.
 #pragma once
 
+#include <type_traits>
+
 #include "rows.h"
 
 namespace {
@@ -17,103 +19,123 @@ constexpr int kChunk = 64;                            // keys at a time
 constexpr int kScoreRows = kLanes == 16 ? 12 : 4;     // rows x two vectors of keys fill the registers
 constexpr int kValueRows = kLanes == 16 ? 6 : 4;
 constexpr int kValueVectors = kLanes == 16 ? 4 : 2;
-constexpr int kAheadRows = 8;
+constexpr int kAheadRows = 8;                         // more rows than these read everything several times
+constexpr int64_t kScale = 32;                        // elements of a token that share a scale
+constexpr int64_t kExpandedDim = 256;                 // largest head whose chunks may be expanded
 constexpr float kLog2E = 1.44269504088896341f;
 
-// Two-byte formats: `words` hold pairs.
-struct F16Pairs {
-    static constexpr bool kDot = false, kPlain = false;
-    static vf low(vu w) { return low_f16(w); }
-    static vf high(vu w) { return high_f16(w); }
+// How elements of a cache are read: a vector of neighbours, which are pairs of elements of one token (keys), or pairs of
+// tokens for one element (values). A sum of products over pairs therefore has two parts, one for either place in a pair.
+struct F32Elements {
+    static constexpr int kBytes = 4;
+    static constexpr bool kScaled = false;
+    static vf read(const uint8_t* p) { return load((const float*)p); }
 };
-struct Bf16Pairs {
-#if defined(RT_DOT_BF16)
-    static constexpr bool kDot = true;
-#else
-    static constexpr bool kDot = false;
-#endif
-    static constexpr bool kPlain = false;
-    static vf low(vu w) { return low_bf16(w); }
-    static vf high(vu w) { return high_bf16(w); }
+struct F16Elements {
+    static constexpr int kBytes = 2;
+    static constexpr bool kScaled = false;
+    static vf read(const uint8_t* p) { return from_f16((const uint16_t*)p); }
 };
-struct F32Pairs {
-    static constexpr bool kDot = false, kPlain = true;
-    static vf low(vu w) { return (vf)w; }
-    static vf high(vu w) { return (vf)w; }
+struct Bf16Elements {
+    static constexpr int kBytes = 2;
+    static constexpr bool kScaled = false;
+    static vf read(const uint8_t* p) { return from_bf16((const uint16_t*)p); }
+};
+// The integers; kScale of them of one token share a scale.
+struct Q8Elements {
+    static constexpr int kBytes = 1;
+    static constexpr bool kScaled = true;
+    static vf read(const uint8_t* p) { return from_int8((const int8_t*)p); }
+};
+// What was expanded from them.
+struct ExpandedQ8 : F32Elements {
+    static constexpr bool kScaled = true;
 };
 
 // One tile's working memory, on the stack of the thread that computes it.
 struct Work {
-    alignas(64) float scores[rt::kMaxTileRows][kChunk];    // then the weights, where these are f32
+    alignas(64) float scores[rt::kMaxTileRows][kChunk];     // then the weights, where these are f32
     alignas(64) uint16_t halves[rt::kMaxTileRows][kChunk];  // the weights in bf16
+    alignas(64) float scaled[kValueRows][kChunk];           // weights times the scales of values
+    alignas(64) float expanded[kChunk * kExpandedDim];      // a chunk of keys or values in f32, for many rows
     // Bytes from what is read to what will be read next. The hardware fetches ahead within a run of bytes, but a head's
     // keys and values are too short a run for it to get up to speed.
     int64_t ahead;
 };
 
-// vectors of keys x rows: scores[i][key] = q[i] . k[key], element by element.
+// Keys that are dealt with together.
+struct Chunk {
+    const uint8_t *keys, *values;
+    const uint16_t *key_scales, *value_scales;  // of the chunk's first key in the layout of KvCache, where there are any
+    int64_t key;                                // number of the first
+    int first, end;                             // which of them are wanted
+};
+
+typedef int64_t vpair __attribute__((vector_size(4 * RT_LANES)));
+
+// Two floats, again and again.
+inline vf splat_pair(const float* p) { return (vf)(vpair{} + load_as<int64_t>(p)); }
+// The two parts of 2 kLanes / 2 sums in two vectors, added.
+inline vf join_parts(vf a, vf b) {
+    const vi even = lane_numbers() * 2;
+    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
+}
+
+// rows x NV vectors of half as many keys: scores[i][key] = q[i] . k[key], pair by pair; where there are scales, those of
+// their elements are summed up first.
 template <class F, int M, int NV, bool kAhead>
-void score(const AttentionTile& t, const uint8_t* keys, int row, int vector, Work& work) {
-    const int64_t pairs = t.cache->padded_dim() / 2;
-    const int64_t pair_bytes = F::kPlain ? 8 * kKvTile : 4 * kKvTile;
-    const uint8_t* k[NV];
-    for (int v = 0; v < NV; v++) {
-        const int token = (vector + v) * kLanes;
-        k[v] = keys + token / kKvTile * pairs * pair_bytes + token % kKvTile * 4;
-    }
-    vf s[NV][M];
-    for (int v = 0; v < NV; v++)
-        for (int i = 0; i < M; i++) s[v][i] = vf{};
-    if constexpr (F::kDot) {
-#if defined(RT_DOT_BF16)
-        const uint32_t* q = (const uint32_t*)t.q + row;
-        for (int64_t j = 0; j < pairs; j++, q += t.rows) {
-            vu w[NV];
+void score(const AttentionTile& t, const Chunk& c, int row, int token, Work& work) {
+    const int64_t pairs = t.cache->padded_dim() / 2, tile = token / kKvTile, lane = token % kKvTile;
+    const uint8_t* k = c.keys + (tile * pairs * kKvTile + lane) * 2 * F::kBytes;
+    const float* q = (const float*)t.q + 2 * row;
+    const int64_t step = F::kScaled ? kScale / 2 : pairs;
+    for (int64_t from = 0; from < pairs; from += step) {
+        const int64_t count = pairs - from < step ? pairs - from : step;
+        vf s[NV][M];
+        for (int v = 0; v < NV; v++)
+            for (int i = 0; i < M; i++) s[v][i] = vf{};
+        for (int64_t j = 0; j < count; j++, k += 2 * kKvTile * F::kBytes, q += 2 * t.rows) {
+            vf x[NV];
             for (int v = 0; v < NV; v++) {
-                w[v] = load_words(k[v] + j * pair_bytes);
-                if constexpr (kAhead) __builtin_prefetch(k[v] + j * pair_bytes + work.ahead, 0, 2);
+                const int at = v * kLanes * F::kBytes;
+                x[v] = F::read(k + at);
+                if (kAhead && at % 64 == 0) __builtin_prefetch(k + at + work.ahead, 0, 2);
             }
-            for (int i = 0; i < M; i++)
-                for (int v = 0; v < NV; v++) s[v][i] = dot_bf16(s[v][i], w[v], q[i]);
+            for (int i = 0; i < M; i++) {
+                const vf pair = splat_pair(q + 2 * i);
+                for (int v = 0; v < NV; v++) s[v][i] = fma(x[v], pair, s[v][i]);
+            }
         }
-#endif
-    } else {
-        const float* q = (const float*)t.q + row;
-        for (int64_t j = 0; j < pairs; j++, q += 2 * t.rows) {
-            vf low[NV], high[NV];
-            for (int v = 0; v < NV; v++) {
-                const vu w = load_words(k[v] + j * pair_bytes);
-                if constexpr (kAhead) __builtin_prefetch(k[v] + j * pair_bytes + work.ahead, 0, 2);
-                low[v] = F::low(w);
-                high[v] = F::kPlain ? (vf)load_words(k[v] + j * pair_bytes + 4 * kKvTile) : F::high(w);
+        for (int v = 0; v < NV; v += 2) {
+            vf scale = {};
+            if constexpr (F::kScaled)
+                scale = from_f16(c.key_scales + tile * t.cache->num_scales() * kKvTile + from / step * kKvTile + lane +
+                                 v * (kLanes / 2));
+            for (int i = 0; i < M; i++) {
+                float* to = &work.scores[row + i][token + v * (kLanes / 2)];
+                vf sum = join_parts(s[v][i], s[v + 1][i]);
+                if constexpr (F::kScaled) sum = fma(sum, scale, from ? load(to) : vf{});
+                store(to, sum);
             }
-            for (int i = 0; i < M; i++)
-                for (int v = 0; v < NV; v++) {
-                    s[v][i] = fma(low[v], splat(q[i]), s[v][i]);
-                    s[v][i] = fma(high[v], splat(q[t.rows + i]), s[v][i]);
-                }
         }
     }
-    for (int i = 0; i < M; i++)
-        for (int v = 0; v < NV; v++) store(&work.scores[row + i][(vector + v) * kLanes], s[v][i]);
 }
 
 template <class F, int M, bool kAhead>
-void score_rows(const AttentionTile& t, const uint8_t* keys, int row, int num_vectors, Work& work) {
-    // Two vectors at a time: with sixteen lanes the keys are then read byte after byte.
-    for (int v = 0; v < num_vectors; v += 2) score<F, M, 2, kAhead>(t, keys, row, v, work);
+void score_rows(const AttentionTile& t, const Chunk& c, int row, Work& work) {
+    constexpr int NV = kLanes == 16 && M <= 4 ? 4 : 2;  // four: keys are then read byte after byte
+    for (int token = 0; token < c.end; token += NV * kLanes / 2) score<F, M, NV, kAhead>(t, c, row, token, work);
 }
 
 template <class F, bool kAhead>
-void score_all(const AttentionTile& t, const uint8_t* keys, int num_keys, Work& work) {
-    const int num_vectors = (num_keys + kKvTile - 1) / kKvTile * (kKvTile / kLanes);
+void score_all(const AttentionTile& t, const Chunk& c, Work& work) {
     int row = 0;
-    for (; row + kScoreRows <= t.rows; row += kScoreRows) score_rows<F, kScoreRows, kAhead>(t, keys, row, num_vectors, work);
+    for (; row + kScoreRows <= t.rows; row += kScoreRows) score_rows<F, kScoreRows, kAhead>(t, c, row, work);
     if constexpr (kScoreRows > 8)
-        for (; row + 8 <= t.rows; row += 8) score_rows<F, 8, kAhead>(t, keys, row, num_vectors, work);
-    for (; row + 4 <= t.rows; row += 4) score_rows<F, 4, kAhead>(t, keys, row, num_vectors, work);
-    for (; row + 2 <= t.rows; row += 2) score_rows<F, 2, kAhead>(t, keys, row, num_vectors, work);
-    for (; row < t.rows; row++) score_rows<F, 1, kAhead>(t, keys, row, num_vectors, work);
+        for (; row + 8 <= t.rows; row += 8) score_rows<F, 8, kAhead>(t, c, row, work);
+    for (; row + 4 <= t.rows; row += 4) score_rows<F, 4, kAhead>(t, c, row, work);
+    for (; row + 2 <= t.rows; row += 2) score_rows<F, 2, kAhead>(t, c, row, work);
+    for (; row < t.rows; row++) score_rows<F, 1, kAhead>(t, c, row, work);
 }
 
 // Scores of one row become weights relative to the row's new maximum; sums so far are scaled to it.
@@ -166,83 +188,73 @@ void soften(const AttentionTile& t, int row, int64_t key, int num_keys, Work& wo
     else soften_row<kDot, false>(t, row, key, num_keys, work);
 }
 
-// sum[i] += weights of pairs `first` .. `end - 1` times their values, for NV vectors of elements from d on. `low` and
-// `high` are all ones, or zero where that token of the pair is beyond what may be read.
+// sum[i] += weights of the chunk's tokens times their values, for NV vectors of half as many elements from d on. A pair
+// that the range of tokens cuts is read whole, and what must not be read becomes zero.
 template <class F, int M, int NV, bool kAhead>
-void weigh(const AttentionTile& t, const uint8_t* values, int row, int64_t d, int first, int end, uint32_t low,
-           uint32_t high, const Work& work) {
-    const int64_t dim = t.cache->padded_dim(), pair_bytes = (F::kPlain ? 8 : 4) * dim;
+void weigh(const AttentionTile& t, const Chunk& c, const float (*weights)[kChunk], int row, int64_t d, const Work& work) {
+    const int64_t dim = t.cache->padded_dim();
     vf a[M][NV];
     for (int i = 0; i < M; i++)
-        for (int v = 0; v < NV; v++) a[i][v] = load(t.sum + (row + i) * dim + d + v * kLanes);
-    const uint8_t* p = values + first * pair_bytes + 4 * d;
-    for (int j = first; j < end; j++, p += pair_bytes) {
-        if constexpr (F::kDot) {
-#if defined(RT_DOT_BF16)
-            const uint32_t mask = (low & 0xffffu) | (high & 0xffff0000u);
-            vu w[NV];
-            for (int v = 0; v < NV; v++) {
-                w[v] = load_words(p + 4 * v * kLanes) & mask;
-                if constexpr (kAhead) __builtin_prefetch(p + 4 * v * kLanes + work.ahead, 0, 2);
-            }
-            for (int i = 0; i < M; i++) {
-                uint32_t pair;
-                std::memcpy(&pair, &work.halves[row + i][2 * j], 4);
-                for (int v = 0; v < NV; v++) a[i][v] = dot_bf16(a[i][v], w[v], pair);
-            }
-#endif
-        } else {
-            vf even[NV], odd[NV];
-            for (int v = 0; v < NV; v++) {
-                const vu w = load_words(p + 4 * v * kLanes);
-                if constexpr (kAhead) __builtin_prefetch(p + 4 * v * kLanes + work.ahead, 0, 2);
-                const vu u = F::kPlain ? load_words(p + 4 * dim + 4 * v * kLanes) : w;
-                even[v] = (vf)((vu)F::low(w) & low);
-                odd[v] = (vf)((vu)F::high(u) & high);
-            }
-            for (int i = 0; i < M; i++) {
-                const float* weight = &work.scores[row + i][2 * j];
-                for (int v = 0; v < NV; v++) {
-                    a[i][v] = fma(even[v], splat(weight[0]), a[i][v]);
-                    a[i][v] = fma(odd[v], splat(weight[1]), a[i][v]);
-                }
-            }
+        for (int v = 0; v < NV; v++) a[i][v] = vf{};
+    const auto add = [&](int j, auto keep) __attribute__((always_inline)) {
+        const uint8_t* p = c.values + (j * dim + d) * 2 * F::kBytes;
+        vf x[NV];
+        for (int v = 0; v < NV; v++) {
+            const int at = v * kLanes * F::kBytes;
+            x[v] = keep(F::read(p + at));
+            if (kAhead && at % 64 == 0) __builtin_prefetch(p + at + work.ahead, 0, 2);
         }
-    }
+        for (int i = 0; i < M; i++) {
+            const vf pair = splat_pair(&weights[i][2 * j]);
+            for (int v = 0; v < NV; v++) a[i][v] = fma(x[v], pair, a[i][v]);
+        }
+    };
+    const auto keep_part = [](int part) {
+        return [part](vf x) { return select((lane_numbers() & 1) == part, x, vf{}); };
+    };
+    int pair = c.first / 2;
+    if (c.first & 1) add(pair++, keep_part(1));
+    for (; pair < c.end / 2; pair++) add(pair, [](vf x) { return x; });
+    if ((c.end & 1) && pair <= c.end / 2) add(c.end / 2, keep_part(0));
     for (int i = 0; i < M; i++)
-        for (int v = 0; v < NV; v++) store(t.sum + (row + i) * dim + d + v * kLanes, a[i][v]);
+        for (int v = 0; v < NV; v += 2) {
+            float* sum = t.sum + (row + i) * dim + d + v * (kLanes / 2);
+            store(sum, load(sum) + join_parts(a[i][v], a[i][v + 1]));
+        }
 }
 
-// Tokens first .. end - 1 of the chunk; a pair may be cut at either end.
-template <class F, int M, int NV, bool kAhead>
-void weigh_range(const AttentionTile& t, const uint8_t* values, int row, int64_t d, int first, int end,
-                 const Work& work) {
-    int pair = first / 2, last = end / 2;
-    if (first & 1) {
-        weigh<F, M, NV, kAhead>(t, values, row, d, pair, pair + 1, 0, ~0u, work);
-        pair++;
+// Weights times the scales of values; what lies in free slots may be anything, NaN too.
+template <int M>
+void scale_weights(const Chunk& c, const uint16_t* scales, int row, Work& work) {
+    for (int j = 0; j < c.end; j += kLanes) {
+        const vi number = lane_numbers() + j;
+        const vf scale = select((number >= c.first) & (number < c.end), from_f16(scales + j), vf{});
+        for (int i = 0; i < M; i++) store(&work.scaled[i][j], load(&work.scores[row + i][j]) * scale);
     }
-    if (pair < last) weigh<F, M, NV, kAhead>(t, values, row, d, pair, last, ~0u, ~0u, work);
-    if ((end & 1) && last >= pair) weigh<F, M, NV, kAhead>(t, values, row, d, last, last + 1, ~0u, 0, work);
 }
 
 template <class F, int M, bool kAhead>
-void weigh_rows(const AttentionTile& t, const uint8_t* values, int row, int first, int end, const Work& work) {
-    const int64_t dim = t.cache->padded_dim();
-    int64_t d = 0;
-    for (; d + kValueVectors * kLanes <= dim; d += kValueVectors * kLanes)
-        weigh_range<F, M, kValueVectors, kAhead>(t, values, row, d, first, end, work);
-    for (; d < dim; d += kLanes) weigh_range<F, M, 1, kAhead>(t, values, row, d, first, end, work);
+void weigh_rows(const AttentionTile& t, const Chunk& c, int row, Work& work) {
+    const int64_t dim = t.cache->padded_dim(), step = F::kScaled ? kScale : dim;
+    const float (*weights)[kChunk] = F::kScaled ? work.scaled : work.scores + row;
+    for (int64_t from = 0; from < dim; from += step) {
+        if constexpr (F::kScaled) scale_weights<M>(c, c.value_scales + from / step * t.cache->block_size, row, work);
+        const int64_t end = from + step < dim ? from + step : dim;
+        int64_t d = from;
+        for (; d + kValueVectors * kLanes / 2 <= end; d += kValueVectors * kLanes / 2)
+            weigh<F, M, kValueVectors, kAhead>(t, c, weights, row, d, work);
+        for (; d < end; d += kLanes) weigh<F, M, 2, kAhead>(t, c, weights, row, d, work);
+    }
 }
 
 template <class F, bool kAhead>
-void weigh_all(const AttentionTile& t, const uint8_t* values, int first, int end, const Work& work) {
+void weigh_all(const AttentionTile& t, const Chunk& c, Work& work) {
     int row = 0;
-    for (; row + kValueRows <= t.rows; row += kValueRows) weigh_rows<F, kValueRows, kAhead>(t, values, row, first, end, work);
+    for (; row + kValueRows <= t.rows; row += kValueRows) weigh_rows<F, kValueRows, kAhead>(t, c, row, work);
     if constexpr (kValueRows > 4)
-        for (; row + 4 <= t.rows; row += 4) weigh_rows<F, 4, kAhead>(t, values, row, first, end, work);
-    for (; row + 2 <= t.rows; row += 2) weigh_rows<F, 2, kAhead>(t, values, row, first, end, work);
-    for (; row < t.rows; row++) weigh_rows<F, 1, kAhead>(t, values, row, first, end, work);
+        for (; row + 4 <= t.rows; row += 4) weigh_rows<F, 4, kAhead>(t, c, row, work);
+    for (; row + 2 <= t.rows; row += 2) weigh_rows<F, 2, kAhead>(t, c, row, work);
+    for (; row < t.rows; row++) weigh_rows<F, 1, kAhead>(t, c, row, work);
 }
 
 // The keys of the tile's head in the block that holds `key`; its values lie behind them.
@@ -251,31 +263,53 @@ inline const uint8_t* head_of(const AttentionTile& t, int64_t key) {
            2 * t.head * t.cache->half_bytes();
 }
 
-template <class F, bool kAhead>
-void attend_with(const AttentionTile& t) {
+// step(chunk, work) for every chunk of the tile's keys.
+template <class Step>
+void for_chunks(const AttentionTile& t, int element_bytes, const Step& step) {
     const KvCache& cache = *t.cache;
-    const int chunk = cache.block_size % kChunk ? kKvTile : kChunk;
-    const int64_t half = cache.half_bytes(), token_bytes = (F::kPlain ? 4 : 2) * cache.padded_dim();
+    const int length = cache.block_size % kChunk ? kKvTile : kChunk;
+    const int64_t half = cache.half_bytes(), token_bytes = element_bytes * cache.padded_dim();
     Work work;
-    for (int64_t key = t.key_first / chunk * chunk; key < t.key_end; key += chunk) {
+    for (int64_t key = t.key_first / length * length; key < t.key_end; key += length) {
+        const uint8_t* head = head_of(t, key);
         const int64_t offset = key % cache.block_size;
-        const uint8_t* keys = head_of(t, key) + offset * token_bytes;
-        const uint8_t* next = key + chunk < t.key_end ? head_of(t, key + chunk) : t.next;
-        if (next && next != t.next) next += (key + chunk) % cache.block_size * token_bytes;
-        work.ahead = next ? next - keys : 0;
-        const int first = (int)(t.key_first > key ? t.key_first - key : 0);
-        const int end = (int)(t.key_end < key + chunk ? t.key_end - key : chunk);
-        score_all<F, kAhead>(t, keys, end, work);
-        for (int row = 0; row < t.rows; row++) soften<F::kDot>(t, row, key, end, work);
-        weigh_all<F, kAhead>(t, keys + half, first, end, work);
+        const uint16_t* scales = (const uint16_t*)(head + cache.block_size * token_bytes);
+        Chunk c;
+        c.keys = head + offset * token_bytes, c.values = c.keys + half;
+        c.key_scales = scales + offset * cache.num_scales(), c.value_scales = scales + half / 2 + offset;
+        c.key = key;
+        c.first = (int)(t.key_first > key ? t.key_first - key : 0);
+        c.end = (int)(t.key_end < key + length ? t.key_end - key : length);
+        const uint8_t* next = key + length < t.key_end ? head_of(t, key + length) : t.next;
+        if (next && next != t.next) next += (key + length) % cache.block_size * token_bytes;
+        work.ahead = next ? next - c.keys : 0;
+        step(c, work);
     }
 }
 
 template <class F>
+const uint8_t* expand(const uint8_t* from, int64_t count, Work& work) {
+    for (int64_t i = 0; i < count; i += kLanes) store(work.expanded + i, F::read(from + i * F::kBytes));
+    return (const uint8_t*)work.expanded;
+}
+
+template <class F>
 void attend_as(const AttentionTile& t) {
-    // More rows than registers hold read everything several times: then the arithmetic is what takes the time.
-    if (t.rows <= kAheadRows) attend_with<F, true>(t);
-    else attend_with<F, false>(t);
+    using Expanded = std::conditional_t<F::kScaled, ExpandedQ8, F32Elements>;
+    const int64_t dim = t.cache->padded_dim();
+    const bool many = t.rows > kAheadRows, expands = many && F::kBytes < 4 && dim <= kExpandedDim;
+    for_chunks(t, F::kBytes, [&](const Chunk& c, Work& work) {
+        Chunk wide = c;
+        if (expands) wide.keys = expand<F>(c.keys, (c.end + kKvTile - 1) / kKvTile * kKvTile * dim, work);
+        if (expands) score_all<Expanded, false>(t, wide, work);
+        else if (many) score_all<F, false>(t, c, work);
+        else score_all<F, true>(t, c, work);
+        for (int row = 0; row < t.rows; row++) soften<false>(t, row, c.key, c.end, work);
+        if (expands) wide.values = expand<F>(c.values, (c.end + 1) / 2 * 2 * dim, work);
+        if (expands) weigh_all<Expanded, false>(t, wide, work);
+        else if (many) weigh_all<F, false>(t, c, work);
+        else weigh_all<F, true>(t, c, work);
+    });
 }
 
 }  // namespace

@@ -1,17 +1,18 @@
 // Keys and values in and out of the cache, queries in the order of their use, partial sums; after attention.inl.
 #pragma once
 
-#include "attention_q8.inl"
+#include "attention_dots.inl"
+#include "cache_q8.inl"
 
 namespace {
 
-inline bool uses_dots(const KvCache& cache) { return cache.format == 30 && Bf16Pairs::kDot; }
+inline bool uses_dots(const KvCache& cache) { return cache.format == 30 && kHasDots; }
 
 size_t query_bytes(const KvCache& cache, int32_t rows) {
     return (size_t)(uses_dots(cache) ? 2 : 4) * cache.padded_dim() * rows;
 }
 
-// Pairs of elements, all rows side by side: [dim / 2][rows] words of bf16, or [dim / 2][2][rows] f32.
+// Pairs of elements, all rows side by side: [dim / 2][rows][2] of bf16 or f32.
 void pack_queries(const KvCache& cache, const float* const* rows, int32_t count, void* q) {
     const int64_t dim = cache.head_dim, pairs = cache.padded_dim() / 2;
     std::memset(q, 0, query_bytes(cache, count));
@@ -24,18 +25,18 @@ void pack_queries(const KvCache& cache, const float* const* rows, int32_t count,
                 words[j * count] = bf16_of(x[2 * j]) | high << 16;
             }
         } else {
-            float* elements = (float*)q + r;
-            for (int64_t d = 0; d < dim; d++) elements[d * count] = x[d];
+            float* elements = (float*)q + 2 * r;
+            for (int64_t d = 0; d < dim; d++) elements[d / 2 * 2 * count + d % 2] = x[d];
         }
     }
 }
 
 void attend(const AttentionTile& t) {
     switch (t.cache->format) {
-        case 0: return attend_as<F32Pairs>(t);
-        case 1: return attend_as<F16Pairs>(t);
-        case 8: return attend_q8(t);
-        default: return attend_as<Bf16Pairs>(t);
+        case 0: return attend_as<F32Elements>(t);
+        case 1: return attend_as<F16Elements>(t);
+        case 8: return attend_as<Q8Elements>(t);
+        default: return attend_dots(t);
     }
 }
 
@@ -72,14 +73,10 @@ void finish(int32_t head_dim, float largest, float total, const float* sum, cons
 
 // Byte of element d of a slot's keys or values within the half block.
 inline int64_t element_offset(const KvCache& c, bool value, int64_t token, int64_t d) {
-    const int64_t dim = c.padded_dim();
-    if (value) {
-        if (c.format == 0) return 4 * (token * dim + d);
-        return (c.format == 8 ? 1 : 2) * (token / 2 * 2 * dim + 2 * d + token % 2);
-    }
-    const int64_t pair = token / kKvTile * (dim / 2) + d / 2, lane = token % kKvTile;
-    if (c.format == 0) return 4 * (pair * 2 * kKvTile + d % 2 * kKvTile + lane);
-    return (c.format == 8 ? 1 : 2) * (pair * 2 * kKvTile + 2 * lane + d % 2);
+    const int64_t dim = c.padded_dim(), bytes = c.format == 0 ? 4 : c.format == 8 ? 1 : 2;
+    if (value) return bytes * (token / 2 * 2 * dim + 2 * d + token % 2);
+    const int64_t pair = token / kKvTile * (dim / 2) + d / 2;
+    return bytes * (pair * 2 * kKvTile + 2 * (token % kKvTile) + d % 2);
 }
 
 inline uint8_t* half_of(const KvCache& c, bool value, int64_t slot, int32_t head) {
@@ -90,17 +87,20 @@ void kv_store(const KvCache& c, bool value, int64_t slot, int32_t head, const fl
     uint8_t* half = half_of(c, value, slot, head);
     const int64_t token = slot % c.block_size;
     if (c.format == 8) return store_q8(c, half, value, token, x);
-    uint16_t small[kLanes];
-    for (int64_t d = 0; d < c.head_dim; d += kLanes) {
+    uint8_t* p = half + element_offset(c, value, token, 0);
+    const int64_t bytes = c.format == 0 ? 4 : 2;
+    const int64_t step = bytes * (value ? 4 : 2 * kKvTile), second = bytes * (value ? 2 : 1);  // from pair to pair, within one
+    for (int64_t d = 0; d < c.head_dim; d += kLanes, p += kLanes / 2 * step) {
         const int64_t n = c.head_dim - d < kLanes ? c.head_dim - d : kLanes;
+        if (c.format == 0) {
+            for (int64_t i = 0; i < n; i++) std::memcpy(p + i / 2 * step + i % 2 * second, x + d + i, 4);
+            continue;
+        }
+        uint16_t small[kLanes];
         const vf v = load_upto(x + d, n);
         if (c.format == 1) to_f16(v, small);
-        else if (c.format == 30) to_bf16(v, small);
-        for (int64_t i = 0; i < n; i++) {
-            uint8_t* p = half + element_offset(c, value, token, d + i);
-            if (c.format == 0) std::memcpy(p, x + d + i, 4);
-            else std::memcpy(p, small + i, 2);
-        }
+        else to_bf16(v, small);
+        for (int64_t i = 0; i < n; i++) std::memcpy(p + i / 2 * step + i % 2 * second, small + i, 2);
     }
 }
 

@@ -16,12 +16,11 @@ constexpr int kKvSplit = 512;       // keys that are summed up by themselves, co
 constexpr int kMaxTileRows = 64;    // query rows of one attention tile
 
 // One layer's cache. A block holds all KV heads of block_size tokens, one after the other: K, then V; elements are
-// padded with zeros to a multiple of 16 per head. For two-byte formats
+// padded with zeros to a multiple of 16 per head:
 //   K [token / 32][element / 2][32][2]     V [token / 2][element][2]
-// so that a vector of words holds neighbouring elements of the keys of neighbouring tokens, or the values of two
-// tokens for neighbouring elements: the operands of a dot product of pairs. For f32 the pair is outside:
-//   K [token / 32][element / 2][2][32]     V [token / 2][2][element]
-// For q8_0 (8-bit integers, a scale in f16 per 32 elements) integers lie as two-byte formats do, and behind them
+// so that a vector holds neighbouring elements of the keys of neighbouring tokens, or the values of two tokens for
+// neighbouring elements: the operands of a dot product of pairs. For q8_0 (8-bit integers, a scale in f16 per 32
+// elements) these are the integers, and behind them come
 //   scales of K [token / 32][element / 32][32]     scales of V [element / 32][token]
 struct KvCache {
     uint8_t* data;

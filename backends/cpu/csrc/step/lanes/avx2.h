@@ -15,10 +15,9 @@ inline vf from_f16(const uint16_t* p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si1
 inline void to_f16(vf x, uint16_t* p) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-inline __m128i narrow(__m256i x) {  // 8 words below 2^16 to 8 halves
-    return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+#define RT_FROM_INT8 1
+inline vf from_int8(const int8_t* p) {
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
-inline vf low_f16(vu x) { return (vf)_mm256_cvtph_ps(narrow((__m256i)(x & 0xffffu))); }
-inline vf high_f16(vu x) { return (vf)_mm256_cvtph_ps(narrow((__m256i)(x >> 16))); }
 
 }  // namespace

@@ -15,9 +15,10 @@ inline vf from_f16(const uint16_t* p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_
 inline void to_f16(vf x, uint16_t* p) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-// The two halves of 16 words: low halves, high halves.
-inline vf low_f16(vu x) { return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)x)); }
-inline vf high_f16(vu x) { return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)(x >> 16))); }
+#define RT_FROM_INT8 1
+inline vf from_int8(const int8_t* p) {
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
 
 #if defined(__AVX512BF16__)
 #define RT_DOT_BF16 1

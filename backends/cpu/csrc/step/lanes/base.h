@@ -21,8 +21,6 @@ inline vf half_bits(vu h) {
     return (vf)(sign | (rest >= 0x0f800000u ? special : value));
 }
 inline vf from_f16(const uint16_t* p) { return half_bits(vu{p[0], p[1], p[2], p[3]}); }
-inline vf low_f16(vu x) { return half_bits(x & 0xffffu); }
-inline vf high_f16(vu x) { return half_bits(x >> 16); }
 inline void to_f16(vf x, uint16_t* p) {
     const vu bits = (vu)x, sign = bits & 0x80000000u, rest = bits ^ sign;
     // Subnormal halves: adding 1/2 leaves their bits, rounded to nearest even, at the bottom of the word.

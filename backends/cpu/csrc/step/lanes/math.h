@@ -58,8 +58,6 @@ inline float max_lanes(vf v) {
     return v[0];
 }
 
-inline vf low_bf16(vu x) { return (vf)(x << 16); }
-inline vf high_bf16(vu x) { return (vf)(x & 0xffff0000u); }
 inline vf from_bf16(const uint16_t* p) { return (vf)(__builtin_convertvector(load_as<vh>(p), vu) << 16); }
 #if !defined(RT_DOT_BF16)
 inline void to_bf16(vf x, uint16_t* p) {
@@ -68,6 +66,13 @@ inline void to_bf16(vf x, uint16_t* p) {
     const vu quiet = (bits >> 16) | 0x40u;
     const vh h = __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, vh);
     std::memcpy(p, &h, sizeof(h));
+}
+#endif
+#if !defined(RT_FROM_INT8)  // compilers take such a conversion apart
+inline vf from_int8(const int8_t* p) {
+    vi v;
+    for (int i = 0; i < kLanes; i++) v[i] = p[i];
+    return __builtin_convertvector(v, vf);
 }
 #endif
 inline uint16_t bf16_of(float x) {
