@@ -145,7 +145,7 @@ CASES = [
     (broken_template, "the chat template is wrong in line 1"),
     (wrong_bias, "'x' is not of the form ID=NUMBER"),
     (no_such_option, "unrecognized arguments: --no-such-option"),
-    (no_such_verb, "'frobnicate' is no verb; verbs are run, backends"),
+    (no_such_verb, "'frobnicate' is no verb; verbs are run, serve, backends"),
 ]
 
 

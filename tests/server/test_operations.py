@@ -271,12 +271,21 @@ def test_settings_have_ranges(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_line_per_request_is_logged_on_demand(serve: Serve, form: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_line_per_request_is_logged_on_demand(
+    serve: Serve, form: str, capfd: pytest.CaptureFixture[str], eventually: Callable[..., None]
+) -> None:
     server = serve(log_requests=form)
     with server.client() as client:
         client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "abc"})
         client.get("/a\u2028b%0aforged")
-    first, second = capfd.readouterr().err.splitlines()
+    lines: list[str] = []
+
+    def both_are_there() -> bool:  # a line is written after the answer has gone
+        lines.extend(capfd.readouterr().err.splitlines())
+        return len(lines) >= 2
+
+    eventually(both_are_there)
+    first, second = lines
     if form == "json":
         facts = json.loads(first)
         assert (facts["method"], facts["path"], facts["status"]) == ("POST", "/v1/chat/completions", 200)
