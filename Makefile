@@ -35,14 +35,24 @@ $(VENV)/.opencl: $(VENV)/.ready plugins/opencl/pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable './plugins/opencl[pocl]'
 	@touch $@
 
+# The chat page is tested in a real browser where there is one; its tests say so where they are skipped.
+$(VENV)/.browser: $(VENV)/.ready
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && apt-get install -qq -y chromium chromium-driver >/dev/null; } \
+			|| echo "chromium could not be installed: tests of the chat page will be skipped"; \
+	else echo "no chromium and chromedriver here: tests of the chat page will be skipped"; fi
+	@touch $@
+
 run: $(VENV)/.base
 	$(BIN)/runtime run "$(PROMPT)"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -n 2 -m "not oracle and not slow"
 
-test-all: $(VENV)/.oracles $(VENV)/.opencl
+test-all: $(VENV)/.oracles $(VENV)/.opencl $(VENV)/.browser
 	RUNTIME_REQUIRE_OPENCL=1 $(BIN)/python -m pytest -q -n 2 tests plugins/opencl/tests
+	$(BIN)/python tools/sanitize.py
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
