@@ -133,7 +133,14 @@ class TorchDevice:
         """One list of launches for the region; intermediates are laid out here, whatever `hints` say."""
         with self._accelerator.use():
             return RegionExecutable(
-                region, resident, self._accelerator, self._settings, self._shared, self._allocator, self._counters
+                region,
+                resident,
+                self._accelerator,
+                self._settings,
+                self._manifest,
+                self._shared,
+                self._allocator,
+                self._counters,
             )
 
     def communicator(self, group: Sequence[str], rank: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runtime.backend import Buffer, ExecutionFailed, InvalidArgument, Node, Region, RuntimeFault, Unsupported, Value
+from runtime.backend import Buffer, ExecutionFailed, InvalidArgument, Manifest, Node, Region, RuntimeFault, Unsupported, Value
 from runtime_torch.accelerator import Accelerator, FailedEvent, TorchEvent
 from runtime_torch.buckets import NUM_SIZES, Bucket, find_bucket, stage_call
 from runtime_torch.calls import NO_FAULT, Call, Shared, Site
@@ -36,6 +36,7 @@ class RegionExecutable:
         resident: Mapping[str, Buffer],
         accelerator: Accelerator,
         settings: Settings,
+        manifest: Manifest,
         shared: Shared,
         allocator: Allocator,
         counters: dict[str, int],
@@ -45,10 +46,7 @@ class RegionExecutable:
         self._resident = {name: own(buffer) for name, buffer in resident.items()}
         self._programs: OrderedDict[tuple[object, ...], Program] = OrderedDict()
         self._graph_pool: Any = None
-        unknown = [n for n in region.nodes if n.op.key not in LOWER]
-        if unknown:
-            reasons = [f"node {n.name}: {settings.backend} has no kernel for {n.op.key}" for n in unknown]
-            raise Unsupported(f"{region.name} cannot be compiled: {reasons[0]}", reasons=reasons)
+        _check_claims(region, manifest)
         self._state_of = {alias.name: state.name for alias, state in region.aliases.items()}
         self._symbols = sorted({d for n in region.nodes for d in _symbols(n)} | set(region.dims))
         self._fused = sums_to_norm(region)
@@ -192,6 +190,17 @@ class RegionExecutable:
         made = {v.name: allocator.allocate(v.spec.nbytes(sizes), f"step input {v.name}") for v in inputs}
         self._owned += made.values()
         return made
+
+
+def _check_claims(region: Region, manifest: Manifest) -> None:
+    """Raise Unsupported for nodes that the manifest excludes: no kernel was written with them in mind."""
+    reasons = []
+    for node in region.nodes:
+        match = manifest.match(node.op.key, node.facts(region.dims))
+        if match.coverage != "full" or node.op.key not in LOWER:
+            reasons += [f"node {node.name} ({node.op.key}): {why}" for why in match.reasons or ("no kernel",)]
+    if reasons:
+        raise Unsupported(f"{region.name} cannot be compiled for {manifest.backend}", reasons=reasons)
 
 
 def _on_its_way(values: list[int], accelerator: Accelerator) -> torch.Tensor:

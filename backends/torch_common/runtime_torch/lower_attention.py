@@ -188,8 +188,9 @@ def lower_attention(site: Site) -> list[Call]:
     merge = launch(
         attention_kernels.attention_merge,
         (cdiv(lines, per_program),),
-        *(partial, largest, sums, y, lines),
+        *(partial, largest, sums, site.optional("sinks", q), y, lines, num_heads),
         HEAD_DIM=head_dim,
+        SINKS=site.has("sinks"),
         SPLITS=splits,
         BR=per_program,
         BD=next_power(head_dim),

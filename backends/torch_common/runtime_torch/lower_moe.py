@@ -43,7 +43,7 @@ def lower_moe_route(site: Site) -> list[Call]:
         elif score == "sigmoid":
             scores = torch.sigmoid(logits)
         preference = scores if bias is None else scores + bias
-        order = torch.sort(comparable(preference), 1, descending=True, stable=True).indices[:, :top_k]
+        order = torch.sort(comparable(preference), dim=1, descending=True, stable=True).indices[:, :top_k]
         chosen = torch.gather(scores, 1, order)
         if score == "softmax_selected":
             chosen = torch.softmax(chosen, 1)

@@ -9,7 +9,8 @@ from runtime_torch.calls import Call, Site, cdiv, clamp, launch
 from runtime_torch.kernels import elementwise, norm
 from runtime_torch.settings import next_power
 
-GLU_KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "swiglu_oai": 3}
+KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "swiglu_oai": 4}
+"""As kernels number them."""
 
 
 def lower_rms_norm(site: Site) -> list[Call]:
@@ -61,31 +62,20 @@ def glu_call(
     """y = kind(gate) * up."""
     block = site.settings.tiles.elements
     arguments = (gate, up, y, y.numel(), alpha, limit)
-    return launch(elementwise.glu, (cdiv(y.numel(), block),), *arguments, KIND=GLU_KINDS[kind], BLOCK=block)
+    return launch(elementwise.glu, (cdiv(y.numel(), block),), *arguments, KIND=KINDS[kind], BLOCK=block)
 
 
 def lower_activation(site: Site) -> list[Call]:
-    """By torch, whose functions are accurate over the whole range."""
+    """Elementwise."""
     x, y, kind = site.tensor("x"), site.output(), site.attr("kind")
-    functional = torch.nn.functional
-    if kind == "relu2":
-        return [lambda: torch.clamp(x, min=0.0, out=y), lambda: torch.mul(y, y, out=y)]
-    if kind == "quick_gelu":
-        return [
-            lambda: torch.mul(x, 1.702, out=y),
-            lambda: torch.sigmoid(y, out=y),
-            lambda: torch.mul(x, y, out=y),
-        ]
-    plain = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}
-    if kind in plain:
-        return [lambda: plain[kind](x, out=y)]
-    made = {
-        "silu": functional.silu,
-        "gelu": functional.gelu,
-        "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
-        "relu": torch.relu,
-    }[kind]
-    return [lambda: y.copy_(made(x))]
+    if kind in KINDS:
+        block = site.settings.tiles.elements
+        return [launch(elementwise.activation, (cdiv(y.numel(), block),), x, y, y.numel(), KIND=KINDS[kind], BLOCK=block)]
+    if kind in ("relu", "relu2"):
+        calls: list[Call] = [lambda: torch.clamp(x, min=0.0, out=y)]
+        return calls if kind == "relu" else [*calls, lambda: torch.mul(y, y, out=y)]
+    function = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}[kind]
+    return [lambda: function(x, out=y)]
 
 
 def lower_add(site: Site) -> list[Call]:
@@ -179,7 +169,7 @@ def lower_topk(site: Site) -> list[Call]:
     x, values, indices, k = site.tensor("x"), site.output(0), site.output(1), site.attr("k")
 
     def compute() -> None:
-        order = torch.sort(comparable(x), 1, descending=True, stable=True).indices[:, :k]
+        order = torch.sort(comparable(x), dim=1, descending=True, stable=True).indices[:, :k]
         torch.gather(x, 1, order, out=values)
         indices.copy_(order)
 

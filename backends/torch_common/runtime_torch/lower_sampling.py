@@ -71,13 +71,13 @@ def lower_sample(site: Site) -> list[Call]:
 
 def _keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
     vocab = scores.shape[1]
-    ordered = torch.sort(scores, 1, descending=True).values
+    ordered = torch.sort(scores, dim=1, descending=True).values
     border = torch.gather(ordered, 1, (top_k.long() - 1).clamp(0, vocab - 1))
     return torch.where((top_k > 0) & (top_k < vocab) & (scores < border), -torch.inf, scores)
 
 
 def _keep_nucleus(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    p, order = torch.sort(torch.softmax(scores, 1), 1, descending=True, stable=True)
+    p, order = torch.sort(torch.softmax(scores, 1), dim=1, descending=True, stable=True)
     reached = torch.cumsum(p, 1)
     needed = torch.cat([torch.ones_like(reached[:, :1], dtype=torch.bool), reached[:, :-1] < top_p], 1)
     kept = torch.zeros_like(needed).scatter_(1, order, needed)
@@ -88,7 +88,7 @@ def _keep_typical(scores: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
     p = torch.softmax(scores, 1)
     surprise = -torch.log(p)
     entropy = torch.where(p > 0, p * surprise, 0.0).sum(1, keepdim=True)
-    distance, order = torch.sort(torch.abs(surprise - entropy), 1, stable=True)
+    distance, order = torch.sort(torch.abs(surprise - entropy), dim=1, stable=True)
     sums = torch.cumsum(torch.gather(p, 1, order), 1)
     last = (sums < mass).sum(1, keepdim=True).clamp(max=scores.shape[1] - 1)
     border = torch.gather(distance, 1, last)

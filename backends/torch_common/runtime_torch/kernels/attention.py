@@ -4,6 +4,15 @@ import triton
 import triton.language as tl
 
 from runtime_torch.kernels.blocks import operand
+from runtime_torch.kernels.functions import tanh
+
+
+@triton.jit
+def _with_sink(m, total, sink):
+    """A sink is one more score without a value: the factor of the accumulator, and the sum with its share."""
+    largest = tl.maximum(m, sink)
+    factor = tl.exp(m - largest)
+    return factor, total * factor + tl.exp(sink - largest)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_seqs", "width", "num_slots"])
@@ -77,10 +86,6 @@ def attention_tiles(
     qs = operand(qs, MODE)
     m = tl.full([BM], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BM], dtype=tl.float32)
-    if SINKS:
-        if split == 0:
-            m = tl.load(sinks + head, mask=is_query, other=0.0)
-            total = tl.full([BM], 1.0, dtype=tl.float32)
     if SLOPES:
         slope = tl.load(slopes + head, mask=is_query, other=0.0)
     acc = tl.zeros([BM, BD], dtype=tl.float32)
@@ -109,11 +114,7 @@ def attention_tiles(
             vs = vs.to(tl.float32)
         scores = tl.dot(qs, tl.trans(ks), input_precision="ieee") * scale
         if SOFTCAP:
-            # tanh(x) = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|): bounded, and the judge allows its rounding
-            bounded = scores / softcap
-            e = tl.exp(-2.0 * tl.abs(bounded))
-            t = (1.0 - e) / (1.0 + e)
-            scores = tl.where(bounded < 0, -t, t) * softcap
+            scores = tanh(scores / softcap) * softcap
         distance = position[:, None] - keys[None, :]
         if SLOPES:
             scores -= slope[:, None] * distance.to(tl.float32)
@@ -131,6 +132,10 @@ def attention_tiles(
         acc = tl.dot(operand(p, MODE), vs, acc * factor[:, None], input_precision="ieee")
         m = m_new
     if SPLITS == 1:
+        if SINKS:
+            sink = tl.load(sinks + head, mask=is_query, other=0.0)
+            factor, total = _with_sink(m, total, sink)
+            acc = acc * factor[:, None]
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         tl.store(y + out[:, None] * HEAD_DIM + d[None, :], acc, mask=in_d)
     else:
@@ -145,9 +150,12 @@ def attention_merge(
     partial,
     largest,
     sums,
+    sinks,
     y,
     num_rows,
+    num_heads,
     HEAD_DIM: tl.constexpr,
+    SINKS: tl.constexpr,
     SPLITS: tl.constexpr,
     BR: tl.constexpr,
     BD: tl.constexpr,
@@ -171,5 +179,8 @@ def attention_merge(
         part = tl.load(partial + at[:, None] * HEAD_DIM + d[None, :], mask=in_d & has_part[:, None], other=0.0)
         acc += part * factor[:, None]
         total += tl.load(sums + at, mask=in_rows & has_part, other=0.0) * factor
+    if SINKS:
+        factor, total = _with_sink(m, total, tl.load(sinks + rows % num_heads, mask=in_rows, other=0.0))
+        acc = acc * factor[:, None]
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(y + rows.to(tl.int64)[:, None] * HEAD_DIM + d[None, :], acc, mask=in_d)

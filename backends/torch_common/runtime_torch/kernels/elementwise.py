@@ -3,7 +3,31 @@
 import triton
 import triton.language as tl
 
-SILU, GELU, GELU_TANH, SWIGLU_OAI = 0, 1, 2, 3
+from runtime_torch.kernels.functions import sigmoid
+
+SILU, GELU, GELU_TANH, QUICK_GELU, SWIGLU_OAI = 0, 1, 2, 3, 4
+
+
+@triton.jit
+def _nonlinear(x, KIND: tl.constexpr):
+    if KIND == 0:
+        y = x * sigmoid(x)
+    elif KIND == 1:
+        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif KIND == 2:
+        # (1 + tanh z) / 2 is the sigmoid of 2 z
+        y = x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    else:
+        y = x * sigmoid(1.702 * x)
+    return y
+
+
+@triton.jit
+def activation(x, y, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """y = kind(x), elementwise over `size` float32 elements."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(x + at, mask=at < size, other=0.0)
+    tl.store(y + at, _nonlinear(v, KIND), mask=at < size)
 
 
 @triton.jit
@@ -12,19 +36,13 @@ def glu(gate, up, y, size, alpha, limit, KIND: tl.constexpr, BLOCK: tl.constexpr
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     g = tl.load(gate + at, mask=at < size, other=0.0)
     u = tl.load(up + at, mask=at < size, other=0.0)
-    if KIND == 0:
-        v = g / (1.0 + tl.exp(-g)) * u
-    elif KIND == 1:
-        v = 0.5 * g * (1.0 + tl.erf(g * 0.7071067811865476)) * u
-    elif KIND == 2:
-        # (1 + tanh z) / 2 is the sigmoid of 2 z
-        z = 0.7978845608028654 * (g + 0.044715 * g * g * g)
-        v = g / (1.0 + tl.exp(-2.0 * z)) * u
-    else:
+    if KIND == 4:
         # NaN in `gate` stays: a comparison with it is false
         g = tl.where(g > limit, limit, g)
         u = tl.where(u > limit, limit, tl.where(u < -limit, -limit, u))
-        v = g / (1.0 + tl.exp(-alpha * g)) * (u + 1.0)
+        v = g * sigmoid(alpha * g) * (u + 1.0)
+    else:
+        v = _nonlinear(g, KIND) * u
     tl.store(y + at, v, mask=at < size)
 
 
