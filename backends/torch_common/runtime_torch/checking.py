@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runtime.backend import Value
 from runtime_torch.calls import Call, Checks, Site, cdiv, launch
 from runtime_torch.kernels import checks as kernels
 from runtime_torch.settings import next_power
@@ -12,7 +13,7 @@ NO_LIMIT = 2**31 - 1
 class Checker:
     """Makes the checks of a region, once for each rule over a value that comes from outside; the region's own indices are right."""
 
-    def __init__(self, from_outside: frozenset[str]) -> None:
+    def __init__(self, from_outside: frozenset[Value]) -> None:
         self.checks = Checks()
         self._from_outside = from_outside
         self._seen: set[object] = set()
@@ -53,7 +54,7 @@ class Checker:
     def _is_new(self, site: Site, rule: str, ports: tuple[str, ...], facts: tuple[object, ...]) -> bool:
         values = [site.node.inputs[port] for port in ports]
         key = (rule, *values, *facts)
-        if key in self._seen or not any(v.name in self._from_outside for v in values):
+        if key in self._seen or not any(v in self._from_outside for v in values):
             return False
         self._seen.add(key)
         return True

@@ -43,11 +43,12 @@ class RegionExecutable:
     ) -> None:
         self._region, self._accelerator, self._settings = region, accelerator, settings
         self._counters, self._shared = counters, shared
-        self._resident = {name: own(buffer) for name, buffer in resident.items()}
+        # by value, not by name: an expanded composite may have a value that is called like a weight
+        self._resident = {v: own(resident[v.name]) for v in region.resident}
         self._programs: OrderedDict[tuple[object, ...], Program] = OrderedDict()
         self._graph_pool: Any = None
         _check_claims(region, manifest)
-        self._state_of = {alias.name: state.name for alias, state in region.aliases.items()}
+        self._state_of = dict(region.aliases)
         self._symbols = sorted({d for n in region.nodes for d in _symbols(n)} | set(region.dims))
         self._fused = sums_to_norm(region)
         self._owned: list[TorchBuffer] = []
@@ -84,12 +85,12 @@ class RegionExecutable:
         self._accelerator.synchronize()
         for buffer in self._owned:
             buffer.close()
-        self._owned, self._resident = [], {}
+        self._owned, self._resident, self._pool = [], {}, {}
         self._programs.clear()
 
     def _submit(self, bindings: Mapping[str, Buffer], dims: Mapping[str, int]) -> TorchEvent:
         what = f"region {self._region.name}"
-        bound = {v.name: own(bindings[v.name]) for v in (*self._region.inputs, *self._region.outputs)}
+        bound = {v: own(bindings[v.name]) for v in (*self._region.inputs, *self._region.outputs)}
         bucket = find_bucket(self._region, self._settings, dims) if self._settings.capture else None
         if bucket is not None and not self._outputs_fit(bound, bucket):
             bucket = None
@@ -105,10 +106,10 @@ class RegionExecutable:
         event = self._accelerator.mark()
         return TorchEvent(event, what, lambda: program.checks.fault(int(record.item())), keep=record)
 
-    def _outputs_fit(self, bound: Mapping[str, TorchBuffer], bucket: Bucket) -> bool:
-        return all(bound[v.name].nbytes >= v.spec.nbytes(bucket.dims) for v in self._region.outputs)
+    def _outputs_fit(self, bound: Mapping[Value, TorchBuffer], bucket: Bucket) -> bool:
+        return all(bound[v].nbytes >= v.spec.nbytes(bucket.dims) for v in self._region.outputs)
 
-    def _program(self, bound: Mapping[str, TorchBuffer], dims: Mapping[str, int], bucket: Bucket | None) -> Program:
+    def _program(self, bound: Mapping[Value, TorchBuffer], dims: Mapping[str, int], bucket: Bucket | None) -> Program:
         """The prepared step for these sizes and this memory."""
         sizes = dims if bucket is None else bucket.dims
         addresses = (b.raw.data_ptr() for b in bound.values())
@@ -124,12 +125,12 @@ class RegionExecutable:
         self._programs.move_to_end(key)
         return program
 
-    def _prepare(self, bound: Mapping[str, TorchBuffer], sizes: Mapping[str, int], bucket: Bucket | None) -> Program:
+    def _prepare(self, bound: Mapping[Value, TorchBuffer], sizes: Mapping[str, int], bucket: Bucket | None) -> Program:
         """Staging, checks of what comes from outside (a refused step changes no state), then the nodes."""
         calls: list[Call] = []
         if bucket is not None:
             bound, calls = self._stage(bound, bucket)
-        from_outside = frozenset(v.name for v in (*self._region.inputs, *self._region.resident))
+        from_outside = frozenset((*self._region.inputs, *self._region.resident))
         checker = Checker(from_outside)
         sites = {node: self._site(node, bound, sizes) for node in self._region.nodes}
         for site in sites.values():
@@ -145,15 +146,15 @@ class RegionExecutable:
             return Program(calls, checker.checks)
         return CapturedProgram(calls, checker.checks, self._accelerator, self._pool_of_graphs)
 
-    def _stage(self, bound: Mapping[str, TorchBuffer], bucket: Bucket) -> tuple[dict[str, TorchBuffer], list[Call]]:
-        staged = dict(bound)
+    def _stage(self, bound: Mapping[Value, TorchBuffer], bucket: Bucket) -> tuple[dict[Value, TorchBuffer], list[Call]]:
+        staged: dict[Value, TorchBuffer] = dict(bound)
         calls: list[Call] = []
         for value in self._region.inputs:
-            target = self._staged[value.name]
+            target = self._staged[value]
             ports = {p for n in self._region.nodes for p, v in n.inputs.items() if v is value}
             view = target.view(DTYPES[value.spec.format.name], value.spec.resolve(bucket.dims))
-            calls.append(stage_call(value, ports, bucket, bound[value.name], view, self._sizes))
-            staged[value.name] = target
+            calls.append(stage_call(value, ports, bucket, bound[value], view, self._sizes))
+            staged[value] = target
         return staged, calls
 
     def _pool_of_graphs(self) -> Any:
@@ -161,33 +162,33 @@ class RegionExecutable:
             self._graph_pool = self._accelerator.graph_pool()
         return self._graph_pool
 
-    def _site(self, node: Node, bound: Mapping[str, TorchBuffer], dims: Mapping[str, int]) -> Site:
+    def _site(self, node: Node, bound: Mapping[Value, TorchBuffer], dims: Mapping[str, int]) -> Site:
         return Site(
             node=node,
-            inputs={port: self._buffer(value.name, bound) for port, value in node.inputs.items()},
-            outputs=tuple(self._buffer(value.name, bound) for value in node.outputs),
+            inputs={port: self._buffer(value, bound) for port, value in node.inputs.items()},
+            outputs=tuple(self._buffer(value, bound) for value in node.outputs),
             dims=dims,
             shared=self._shared,
         )
 
-    def _buffer(self, name: str, bound: Mapping[str, TorchBuffer]) -> TorchBuffer:
-        name = name if name in bound else self._state_of.get(name, name)
+    def _buffer(self, value: Value, bound: Mapping[Value, TorchBuffer]) -> TorchBuffer:
+        value = value if value in bound else self._state_of.get(value, value)
         for source in (bound, self._pool, self._resident):
-            if name in source:
-                return source[name]
-        raise ExecutionFailed(f"{self._region.name} has no buffer for '{name}'")
+            if value in source:
+                return source[value]
+        raise ExecutionFailed(f"{self._region.name} has no buffer for '{value.name}'")
 
-    def _allocate_pool(self, allocator: Allocator) -> dict[str, TorchBuffer]:
+    def _allocate_pool(self, allocator: Allocator) -> dict[Value, TorchBuffer]:
         slots, sizes = assign_slots(_lifetimes(self._region))
         buffers = [allocator.allocate(size, f"intermediates of {self._region.name}") for size in sizes]
         self._owned += buffers
-        return {name: buffers[slot] for name, slot in slots.items()}
+        return {value: buffers[slot] for value, slot in slots.items()}
 
-    def _allocate_staged(self, allocator: Allocator) -> dict[str, TorchBuffer]:
+    def _allocate_staged(self, allocator: Allocator) -> dict[Value, TorchBuffer]:
         """Step inputs at the largest sizes, where padded ones are kept."""
         sizes = {name: span.hi for name, span in self._region.dims.items()}
         inputs: list[Value] = [v for v in self._region.inputs if all(d in sizes for d in _names(v))]
-        made = {v.name: allocator.allocate(v.spec.nbytes(sizes), f"step input {v.name}") for v in inputs}
+        made = {v: allocator.allocate(v.spec.nbytes(sizes), f"step input {v.name}") for v in inputs}
         self._owned += made.values()
         return made
 
@@ -225,19 +226,16 @@ def _symbols(node: Node) -> list[str]:
 def _lifetimes(region: Region) -> list[Lifetime]:
     """Intermediates that no one outside sees, at the largest sizes of the region."""
     sizes = {name: span.hi for name, span in region.dims.items()}
-    outside = {v.name for v in (*region.inputs, *region.outputs, *region.resident)}
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    nbytes: dict[str, int] = {}
+    outside = {*region.inputs, *region.outputs, *region.resident}
+    first: dict[Value, int] = {}
+    last: dict[Value, int] = {}
     for number, node in enumerate(region.nodes):
-        for value in node.inputs.values():
-            last[value.name] = number
+        last.update(dict.fromkeys(node.inputs.values(), number))
         for value in node.outputs:
-            if value.name in outside or value in region.aliases:
+            if value in outside or value in region.aliases:
                 continue
             missing = [d for d in _names(value) if d not in sizes]
             if missing:
                 raise InvalidArgument(f"'{value.name}' is {value.spec}, and dimension {missing[0]} has no range")
-            first[value.name] = last[value.name] = number
-            nbytes[value.name] = value.spec.nbytes(sizes)
-    return [Lifetime(name, nbytes[name], first[name], last[name]) for name in first]
+            first[value] = last[value] = number
+    return [Lifetime(value, value.spec.nbytes(sizes), born, last[value]) for value, born in first.items()]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from runtime.backend import InvalidArgument, OutOfMemory, TensorSpec
+from runtime.backend import InvalidArgument, OutOfMemory, TensorSpec, Value
 from runtime_torch.errors import translated
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -132,21 +132,21 @@ class Allocator:
 class Lifetime:
     """A value, its largest size, and the first and last node (inclusive) that need it."""
 
-    name: str
+    value: Value
     nbytes: int
     first: int
     last: int
 
 
-def assign_slots(lifetimes: Sequence[Lifetime]) -> tuple[dict[str, int], list[int]]:
+def assign_slots(lifetimes: Sequence[Lifetime]) -> tuple[dict[Value, int], list[int]]:
     """Value -> slot, and bytes of every slot: values that live at different times share one.
 
     In order of birth, a value takes the free slot that wastes least, or that grows least.
     """
-    slots: dict[str, int] = {}
+    slots: dict[Value, int] = {}
     sizes: list[int] = []
     busy_until: list[int] = []
-    for life in sorted(lifetimes, key=lambda v: (v.first, -v.nbytes, v.name)):
+    for life in sorted(lifetimes, key=lambda v: (v.first, -v.nbytes, v.value.name)):
         free = [i for i, last in enumerate(busy_until) if last < life.first]
         if free:
             slot = min(free, key=lambda i: (max(0, life.nbytes - sizes[i]), sizes[i] - life.nbytes))
@@ -156,7 +156,7 @@ def assign_slots(lifetimes: Sequence[Lifetime]) -> tuple[dict[str, int], list[in
             sizes.append(life.nbytes)
             busy_until.append(0)
         busy_until[slot] = life.last
-        slots[life.name] = slot
+        slots[life.value] = slot
     return slots, sizes
 
 
