@@ -1,1 +1,1 @@
-"""What the torch-based backends share: memory, kernels in Triton, whole-step executables; parameterised by torch device."""
+"""What the torch-based backends share: device memory, kernels in Triton, whole steps; by torch's device type."""

@@ -61,7 +61,7 @@ class Accelerator:
         return target.copy_(source, non_blocking=True)
 
     def capture(self, work: Callable[[], None], pool: Any) -> Any:
-        """A graph of what `work` submits; `replay()` repeats it. `work` must have run before, so that all is compiled."""
+        """A graph of what `work` submits, to be replayed. `work` must have run before, so that all is compiled."""
         make = self._module.XPUGraph if self.device.type == "xpu" else self._module.CUDAGraph
         graph = make()
         with translated("capturing a step"), self._module.graph(graph, pool=pool, stream=self.stream):

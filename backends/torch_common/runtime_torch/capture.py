@@ -27,7 +27,9 @@ class Program:
 class CapturedProgram(Program):
     """The eager twin first, so that every kernel is built; then a graph of it, replayed from there on."""
 
-    def __init__(self, calls: Sequence[Call], checks: Checks, accelerator: Accelerator, pool: Callable[[], Any]) -> None:
+    def __init__(
+        self, calls: Sequence[Call], checks: Checks, accelerator: Accelerator, pool: Callable[[], Any]
+    ) -> None:
         super().__init__(calls, checks)
         self._accelerator = accelerator
         self._pool = pool

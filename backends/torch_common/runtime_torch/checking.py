@@ -11,7 +11,7 @@ NO_LIMIT = 2**31 - 1
 
 
 class Checker:
-    """Makes the checks of a region, once for each rule over a value that comes from outside; the region's own indices are right."""
+    """Makes the checks of a region, once for each rule over a value from outside; its own indices are right."""
 
     def __init__(self, from_outside: frozenset[Value]) -> None:
         self.checks = Checks()

@@ -8,7 +8,17 @@ from typing import Any
 
 import torch
 
-from runtime.backend import Buffer, ExecutionFailed, InvalidArgument, Manifest, Node, Region, RuntimeFault, Unsupported, Value
+from runtime.backend import (
+    Buffer,
+    ExecutionFailed,
+    InvalidArgument,
+    Manifest,
+    Node,
+    Region,
+    RuntimeFault,
+    Unsupported,
+    Value,
+)
 from runtime_torch.accelerator import Accelerator, FailedEvent, TorchEvent
 from runtime_torch.buckets import NUM_SIZES, Bucket, find_bucket, stage_call
 from runtime_torch.calls import NO_FAULT, Call, Shared, Site

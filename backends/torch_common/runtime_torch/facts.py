@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 
@@ -49,6 +52,11 @@ MIN_TORCH = (2, 8)
 """The first with torch.mm(out_dtype=...) and a stock torch.xpu that needs no extension."""
 
 
+def first_set(hidden_by: Mapping[str, str]) -> str:
+    """NAME='value' of the first variable that is set, or ""."""
+    return next((f"{name}={value!r}" for name, value in hidden_by.items()), "")
+
+
 def version_of(text: str) -> tuple[int, int]:
     """Major and minor number; (0, 0) for what is none."""
     parts = text.split(".")
@@ -60,7 +68,7 @@ def version_of(text: str) -> tuple[int, int]:
 
 def common_refusal(facts: Facts, wanted: str, index: str) -> tuple[str, str] | None:
     """What no torch-based backend can do without: (reason, remedy). `wanted` begins `built_for`; `index` is pip's."""
-    install = f"pip install torch --index-url {index}"
+    install = f"pip install torch triton --index-url {index}"
     if facts.broken:
         return f"torch cannot be loaded: {facts.broken}", f"reinstall it: {install}"
     if not facts.torch:
@@ -79,47 +87,60 @@ def common_refusal(facts: Facts, wanted: str, index: str) -> tuple[str, str] | N
     return None
 
 
-def gather_facts(device_type: str) -> Facts:
-    """Ask the torch of this environment about devices of `device_type` ("cuda", "xpu")."""
-    if importlib.util.find_spec("torch") is None:
+def gather_facts(device_type: str, wanted: str) -> Facts:
+    """Ask the torch of this environment about devices of `device_type` ("cuda", "xpu").
+
+    A torch that is not `wanted` ("cuda", "rocm", "xpu"), or too old, is not imported: that takes seconds.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
         return Facts()
+    stated = read_version_file(Path(spec.origin).with_name("version.py"))
+    facts = Facts(
+        torch=stated.get("__version__", ""),
+        built_for=built_for(stated),
+        triton=_triton_version(),
+        ipex=installed_version("intel-extension-for-pytorch"),
+    )
+    if not facts.built_for.startswith(wanted) or version_of(facts.torch) < MIN_TORCH or not facts.triton:
+        return facts
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:  # a library of the driver is missing, or of another version
-        return Facts(broken=str(error).splitlines()[0] if str(error) else type(error).__name__)
-    module = getattr(torch, device_type, None)
+        return replace(facts, broken=str(error).splitlines()[0] if str(error) else type(error).__name__)
+    module = getattr(torch, device_type)
     problem, chips = "", []
-    if module is None:
-        problem = f"torch {torch.__version__} knows no {device_type} devices"
-    else:
-        try:
-            if module.is_available():
-                chips = [_chip(module.get_device_properties(i), device_type) for i in range(module.device_count())]
-            else:
-                module.init()  # says why there is none
-        except (RuntimeError, AssertionError) as error:
-            problem = str(error).splitlines()[0]
-    return Facts(
-        torch=str(torch.__version__),
-        built_for=_built_for(torch, device_type),
-        triton=_triton_version(),
-        ipex=_installed_version("intel-extension-for-pytorch"),
-        driver=_driver(torch, device_type),
-        problem=problem,
-        chips=tuple(chips),
-    )
+    try:
+        if module.is_available():
+            chips = [_chip(module.get_device_properties(i)) for i in range(module.device_count())]
+        else:
+            module.init()  # says why there is none
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).splitlines()[0]
+    return replace(facts, driver=_driver(module, device_type, bool(chips)), problem=problem, chips=tuple(chips))
 
 
-def _built_for(torch: Any, device_type: str) -> str:
-    if getattr(torch.version, "hip", None):
-        return f"rocm {torch.version.hip}"
-    if getattr(torch.version, "cuda", None):
-        return f"cuda {torch.version.cuda}"
-    is_for_xpu = getattr(torch.version, "xpu", None) or (device_type == "xpu" and torch.xpu._is_compiled())
-    return "xpu" if is_for_xpu else ""
+_STATEMENT = re.compile(r"^(\w+)\s*(?::[^=]+)?=\s*['\"]([^'\"]*)['\"]", re.MULTILINE)
 
 
-def _chip(properties: Any, device_type: str) -> Chip:
+def read_version_file(path: Path) -> dict[str, str]:
+    """The strings that torch/version.py assigns: __version__, and cuda, hip, xpu where the build is for one."""
+    try:
+        return dict(_STATEMENT.findall(path.read_text(encoding="utf-8")))
+    except OSError:  # another layout: torch is taken as of no version, and refused as such
+        return {}
+
+
+def built_for(stated: Mapping[str, str]) -> str:
+    """See `Facts`, from what torch/version.py states."""
+    if stated.get("hip"):
+        return f"rocm {stated['hip']}"
+    if stated.get("cuda"):
+        return f"cuda {stated['cuda']}"
+    return "xpu" if stated.get("xpu") or "+xpu" in stated.get("__version__", "") else ""
+
+
+def _chip(properties: Any) -> Chip:
     architecture = str(getattr(properties, "gcnArchName", "") or getattr(properties, "architecture", ""))
     units = getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 0)
     return Chip(
@@ -136,10 +157,11 @@ def _chip(properties: Any, device_type: str) -> Chip:
 def _triton_version() -> str:
     if importlib.util.find_spec("triton") is None:
         return ""
-    return next((v for v in map(_installed_version, ("triton", "pytorch-triton-xpu", "triton-xpu")) if v), "unknown")
+    return next((v for v in map(installed_version, ("triton", "pytorch-triton-xpu", "triton-xpu")) if v), "unknown")
 
 
-def _installed_version(distribution: str) -> str:
+def installed_version(distribution: str) -> str:
+    """Version of an installed distribution, "" where there is none."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -148,15 +170,10 @@ def _installed_version(distribution: str) -> str:
         return ""
 
 
-def _driver(torch: Any, device_type: str) -> str:
+def _driver(module: Any, device_type: str, has_chips: bool) -> str:
     """NVIDIA's and AMD's kernel modules say it in files; Intel's is a property of the device."""
-    from pathlib import Path
-
     if device_type == "xpu":
-        try:
-            return str(getattr(torch.xpu.get_device_properties(0), "driver_version", ""))
-        except (RuntimeError, AssertionError):  # no device
-            return ""
+        return str(getattr(module.get_device_properties(0), "driver_version", "")) if has_chips else ""
     for path in ("/sys/module/nvidia/version", "/sys/module/amdgpu/version"):
         try:
             return Path(path).read_text(encoding="utf-8").strip()

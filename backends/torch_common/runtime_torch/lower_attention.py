@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 
@@ -86,9 +87,7 @@ def lower_qkv_rope_write(site: Site) -> list[Call]:
     norms = {"Q_NORM": site.has("q_norm"), "K_NORM": site.has("k_norm")}
     grid = (cdiv(items, per_program), 3)
     calls.append(
-        launch(
-            rope.qkv_rope_write, grid, *arguments, **constants, **norms, BR=per_program, BLOCK=next_power(head_dim)
-        )
+        launch(rope.qkv_rope_write, grid, *arguments, **constants, **norms, BR=per_program, BLOCK=next_power(head_dim))
     )
     return calls
 
@@ -153,32 +152,20 @@ def lower_attention(site: Site) -> list[Call]:
     is_split = splits > 1
     partial = site.scratch((*shape, head_dim)) if is_split else y
     largest, sums = (site.scratch(shape), site.scratch(shape)) if is_split else (y, y)
-    window, softcap = site.attr("window"), float(site.attr("softcap"))
+    softcap = float(site.attr("softcap"))
     mode = attention_mode(site)
     arguments = (
         *(q, kv, site.tensor("block_table"), site.tensor("query_start_loc"), site.tensor("seq_lens")),
         *(site.optional("sinks", q), site.optional("alibi_slopes", q), partial, largest, sums, site.fault),
         *(num_rows, num_seqs, width, num_blocks * block_size, float(site.attr("scale")), softcap),
     )
+    constants = {"MODE": mode, "SPLITS": splits, "SEQS": next_power(num_seqs), "BQ": queries, "BM": rows, "BK": keys}
     kernel = launch(
         attention_kernels.attention_tiles,
         (num_tiles, num_kv_heads, splits),
         *arguments,
-        BLOCK_SIZE=block_size,
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        WINDOW=window,
-        CAUSAL=site.attr("causal"),
-        SOFTCAP=softcap > 0,
-        SINKS=site.has("sinks"),
-        SLOPES=site.has("alibi_slopes"),
-        SPLITS=splits,
-        MODE=mode,
-        SEQS=next_power(num_seqs),
-        BQ=queries,
-        BM=rows,
-        BK=keys,
+        **constants,
+        **_attention_constants(site),
         BD=max(tiles.min_dot, next_power(head_dim)),
     )
     if not is_split:
@@ -196,6 +183,22 @@ def lower_attention(site: Site) -> list[Call]:
         BD=next_power(head_dim),
     )
     return [lambda: largest.fill_(float("-inf")), kernel, merge]
+
+
+def _attention_constants(site: Site) -> dict[str, Any]:
+    """What the node itself fixes."""
+    _, _, block_size, num_kv_heads, head_dim = site.shape("kv")
+    return {
+        "BLOCK_SIZE": block_size,
+        "NUM_KV_HEADS": num_kv_heads,
+        "GROUP": site.attr("num_heads") // num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "WINDOW": site.attr("window"),
+        "CAUSAL": site.attr("causal"),
+        "SOFTCAP": site.attr("softcap") > 0,
+        "SINKS": site.has("sinks"),
+        "SLOPES": site.has("alibi_slopes"),
+    }
 
 
 def attention_mode(site: Site) -> int:

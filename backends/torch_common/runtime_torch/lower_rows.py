@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 
 from runtime_torch.calls import Call, Site, cdiv, clamp, launch
@@ -70,7 +69,9 @@ def lower_activation(site: Site) -> list[Call]:
     x, y, kind = site.tensor("x"), site.output(), site.attr("kind")
     if kind in KINDS:
         block = site.settings.tiles.elements
-        return [launch(elementwise.activation, (cdiv(y.numel(), block),), x, y, y.numel(), KIND=KINDS[kind], BLOCK=block)]
+        return [
+            launch(elementwise.activation, (cdiv(y.numel(), block),), x, y, y.numel(), KIND=KINDS[kind], BLOCK=block)
+        ]
     if kind in ("relu", "relu2"):
         calls: list[Call] = [lambda: torch.clamp(x, min=0.0, out=y)]
         return calls if kind == "relu" else [*calls, lambda: torch.mul(y, y, out=y)]
@@ -180,5 +181,3 @@ def lower_argmax(site: Site) -> list[Call]:
     """The first of the largest."""
     x, y = site.tensor("x"), site.output()
     return [lambda: y.copy_(torch.argmax(comparable(x), 1))]
-
-

@@ -11,7 +11,7 @@ _LARGEST_UNIFORM = 1 - 2.0**-24
 
 
 def lower_penalize(site: Site) -> list[Call]:
-    """Tokens of the history are distinct: each is read, changed and written once; what pads goes to a column of its own."""
+    """Tokens of a history are distinct: each is read, changed and written once; padding has a column of its own."""
     logits, token_ids, counts, y = (
         *(site.tensor("logits"), site.tensor("token_ids"), site.tensor("output_counts")),
         site.output(),

@@ -18,6 +18,9 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broa
 F32 = Numerics(activation="f32", accumulate="f32", probability="f32", output="f32", order="fixed")
 
 
+Conditions = tuple["OneOf | Range", ...]
+
+
 def _f32(*ports: str) -> tuple[OneOf, ...]:
     return tuple(OneOf(f"{port}.format", ("f32",)) for port in ports)
 
@@ -58,7 +61,12 @@ def make_manifest(settings: Settings) -> Manifest:
     """All rules, the collectives and cache layouts of a device with these settings."""
     flags = frozenset({"deterministic", "capturable"})
     by_row = flags | {"batch_invariant"}
-    rules = [*_products(settings, flags), *_ffn(settings, flags), *_attention(settings, flags, by_row), *_rows(flags, by_row)]
+    rules = [
+        *_products(settings, flags),
+        *_ffn(settings, flags),
+        *_attention(settings, flags, by_row),
+        *_rows(flags, by_row),
+    ]
     rules += _experts(settings, flags)
     return Manifest(
         settings.backend,
@@ -77,7 +85,7 @@ def _weights() -> dict[str, int]:
 def _products(settings: Settings, flags: frozenset[str]) -> list[Rule]:
     rules = []
     for fmt, step in _weights().items():
-        when = (OneOf("weight.format", (fmt,)), Range("K", 1, None, step))
+        when: Conditions = (OneOf("weight.format", (fmt,)), Range("K", 1, None, step))
         linear = Rule("linear@1", (*when, *_f32("x")), product_numerics(settings, fmt), flags)
         rules += _optional(linear, "bias")
         rules.append(Rule("embed@1", when, F32, flags | {"batch_invariant"}))
@@ -88,7 +96,11 @@ def _mixes(settings: Settings) -> list[tuple[tuple[str, ...], int, Numerics]]:
     """Formats that the weights of one composite may mix, what K must be a multiple of, and the numerics."""
     small = tuple(name for name, layout in LAYOUTS.items() if layout.block_elements == 32)
     mixes = [((fmt,), 1, product_numerics(settings, fmt)) for fmt in DENSE]
-    return [*mixes, (small, 32, product_numerics(settings, "q8_0")), (tuple(LAYOUTS), 256, product_numerics(settings, "q4_k"))]
+    return [
+        *mixes,
+        (small, 32, product_numerics(settings, "q8_0")),
+        (tuple(LAYOUTS), 256, product_numerics(settings, "q4_k")),
+    ]
 
 
 def _ffn(settings: Settings, flags: frozenset[str]) -> list[Rule]:
@@ -112,7 +124,7 @@ def _qkv(settings: Settings, flags: frozenset[str], cache: OneOf) -> list[Rule]:
     rules = []
     for formats, step, numerics in _mixes(settings):
         same = tuple(OneOf(f"{part}_weight.format", formats) for part in "qkv")
-        when = (*_f32("x"), *same, Range("K", 1, None, step), Range("head_dim", 2, MAX_HEAD_DIM), cache)
+        when: Conditions = (*_f32("x"), *same, Range("K", 1, None, step), Range("head_dim", 2, MAX_HEAD_DIM), cache)
         rule = Rule("qkv_rope_write@1", when, numerics, flags)
         for with_bias in _together(rule, ("q_bias", "k_bias", "v_bias")):
             rules += _together(with_bias, ("q_norm", "k_norm"))
@@ -131,7 +143,7 @@ def _attention(settings: Settings, flags: frozenset[str], by_row: frozenset[str]
         *_qkv(settings, flags, cache),
     ]
     for fmt in KV_FORMATS:
-        when = (*_f32("q"), OneOf("kv.format", (fmt,)), Range("head_dim", 1, MAX_HEAD_DIM))
+        when: Conditions = (*_f32("q"), OneOf("kv.format", (fmt,)), Range("head_dim", 1, MAX_HEAD_DIM))
         rules.append(Rule("attention@1", when, cache_numerics(settings, fmt), flags))
     return rules
 
@@ -139,7 +151,7 @@ def _attention(settings: Settings, flags: frozenset[str], by_row: frozenset[str]
 def _experts(settings: Settings, flags: frozenset[str]) -> list[Rule]:
     rules = _optional(Rule("moe_route@1", _f32("logits"), F32, flags), "bias")
     for fmt, step in _weights().items():
-        when = (*_f32("x"), OneOf("weight.format", (fmt,)), Range("K", 1, None, step))
+        when: Conditions = (*_f32("x"), OneOf("weight.format", (fmt,)), Range("K", 1, None, step))
         numerics = product_numerics(settings, fmt, is_grouped=True)
         rules += _optional(Rule("moe_linear@1", when, numerics, flags), "bias", "expert_weights")
     return rules

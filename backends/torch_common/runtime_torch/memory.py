@@ -64,7 +64,9 @@ class TorchBuffer:
         """The first bytes as a tensor; raises InvalidArgument where they do not suffice."""
         size = prod(shape) * dtype.itemsize
         if size > self._nbytes:
-            raise InvalidArgument(f"a tensor {list(shape)} of {dtype} takes {size} bytes, the buffer has {self._nbytes}")
+            raise InvalidArgument(
+                f"a tensor {list(shape)} of {dtype} takes {size} bytes, the buffer has {self._nbytes}"
+            )
         return self.raw[:size].view(dtype).view(tuple(shape))
 
     def close(self) -> None:

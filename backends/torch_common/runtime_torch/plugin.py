@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from runtime.backend import BackendInfo, Device, DeviceConfig, DeviceInfo, Manifest, PluginRejected, hookimpl
 from runtime_torch.facts import Facts, gather_facts
@@ -19,8 +19,9 @@ class Kind:
 
     name         of the backend
     device_type  torch's
+    built_for    what the build of torch must be for: "cuda", "rocm", "xpu"
     widest       settings of the most capable chip, for planning without one
-    hidden_by    environment variables that hide devices
+    hidden_by    environment variables that hide devices, and their values where they are set
     driver_files paths whose presence or content changes with the driver
     refusal      facts -> (reason, remedy) why no device can be used, or None
     settings     (facts, index) -> settings of that chip; raises PluginRejected where the chip is too old
@@ -29,8 +30,9 @@ class Kind:
 
     name: str
     device_type: str
+    built_for: str
     widest: Settings
-    hidden_by: tuple[str, ...]
+    hidden_by: Callable[[], Mapping[str, str]]
     driver_files: tuple[str, ...]
     refusal: Callable[[Facts], tuple[str, str] | None]
     settings: Callable[[Facts, int], Settings]
@@ -47,7 +49,7 @@ class TorchBackend:
     def runtime_backend_info(self) -> BackendInfo:
         """See `BackendHooks`. What a probe finds changes with torch, triton, the driver and what hides devices."""
         parts = [f"{d} {_version(d)}" for d in ("torch", "triton", "pytorch-triton-xpu", "intel-extension-for-pytorch")]
-        parts += [f"{name}={os.environ.get(name, '')}" for name in self.kind.hidden_by]
+        parts += [f"{name}={value}" for name, value in sorted(self.kind.hidden_by().items())]
         parts += [_stamp(path) for path in self.kind.driver_files]
         return BackendInfo(self.kind.name, "hal-runtime", _version("hal-runtime"), probe_key=" ".join(parts))
 
@@ -84,7 +86,7 @@ class TorchBackend:
 
     def _facts(self) -> Facts:
         self.kind.prepare()
-        facts = gather_facts(self.kind.device_type)
+        facts = gather_facts(self.kind.device_type, self.kind.built_for)
         refusal = self.kind.refusal(facts)
         if refusal is not None:
             raise PluginRejected(refusal[0], remedy=refusal[1])
@@ -114,6 +116,6 @@ def _version(distribution: str) -> str:
 def _stamp(path: str) -> str:
     """A file's time of change, which is cheap to read and moves with the driver."""
     try:
-        return f"{path}@{os.stat(path).st_mtime_ns}"
+        return f"{path}@{Path(path).stat().st_mtime_ns}"
     except OSError:
         return f"{path}@absent"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from runtime_torch.planes import LAYOUTS, UNIT, PlaneLayout
 
-Tensor = torch.Tensor
-Fields = tuple[Tensor, Tensor, "Tensor | None", Tensor | None, Tensor | None]
+Tensor: TypeAlias = torch.Tensor
+Fields = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
 """Codes uint8 [blocks, elements], scales, scales of scales or None, minima or None, scales of minima or None."""
 
 

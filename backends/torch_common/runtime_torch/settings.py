@@ -32,7 +32,7 @@ class Tiles:
     row_elements: int = 8192
     """Of a program that holds whole rows: short rows are taken several at a time."""
     programs: int = 512
-    """Programs that fill the device: few rows are split along K, few queries along the keys, until there are so many."""
+    """Programs that fill the device: few rows are split along K, and few queries along the keys, up to so many."""
     max_splits: int = 16
 
 
@@ -78,7 +78,7 @@ class Settings:
 
     @property
     def is_interpreted(self) -> bool:
-        """Whether kernels are run by Triton's interpreter: it has no rounding to bf16, so that is done by hand there."""
+        """Whether kernels run in Triton's interpreter: it does not round to bf16, so that is done by hand there."""
         return self.device_type == "cpu"
 
     def with_options(self, options: dict[str, str]) -> Settings:
@@ -86,7 +86,7 @@ class Settings:
         changed = self
         for name, value in options.items():
             if name == "precision" and value in ("f32", "bf16"):
-                changed = replace(changed, precision=value)
+                changed = replace(changed, precision="f32" if value == "f32" else "bf16")
             elif name == "capture" and value in ("on", "off"):
                 changed = replace(changed, capture=value == "on")
             elif name in ("precision", "capture"):

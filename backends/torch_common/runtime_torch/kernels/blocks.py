@@ -27,25 +27,9 @@ def operand(v, MODE: tl.constexpr):
 
 @triton.jit
 def decode(
-    lo,
-    hi,
-    scale,
-    above,
-    low,
-    low_above,
-    table,
-    rows,
-    units,
-    mask,
-    num_columns,
-    PART: tl.constexpr,
-    LO_BITS: tl.constexpr,
-    HI_BITS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    GROUPS: tl.constexpr,
-    SCALE: tl.constexpr,
-    MINIMUM: tl.constexpr,
-    CODEBOOK: tl.constexpr,
+    lo, hi, scale, above, low, low_above, table, rows, units, mask, num_columns, PART: tl.constexpr,
+    LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
+    MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr,
 ):
     """Part PART of units `units` [U] of rows `rows` [N]: codes [N, U, W], scales [N, U] and minima [N, U], float32."""
     PARTS: tl.constexpr = 8 // LO_BITS

@@ -5,18 +5,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_slots"])
-def kv_write(
-    k,
-    v,
-    slot_mapping,
-    kv,
-    fault,
-    num_rows,
-    width,
-    num_slots,
-    BR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def kv_write(k, v, slot_mapping, kv, fault, num_rows, width, num_slots, BR: tl.constexpr, BLOCK: tl.constexpr):
     """Rows of k and v (axis 1 of the grid) to their slots; the cache is [2, slots, width]."""
     if tl.load(fault) != 0x7FFFFFFFFFFFFFFF:
         return
@@ -36,17 +25,8 @@ def kv_write(
 
 @triton.jit(do_not_specialize=["from_half", "to_half"])
 def move_blocks(
-    source,
-    target,
-    source_ids,
-    target_ids,
-    fault,
-    from_half,
-    to_half,
-    block_elements,
-    HAS_SOURCE_IDS: tl.constexpr,
-    HAS_TARGET_IDS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    source, target, source_ids, target_ids, fault, from_half, to_half, block_elements, HAS_SOURCE_IDS: tl.constexpr,
+    HAS_TARGET_IDS: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Block source_ids[i] of half h (axes 0 and 1 of the grid) to target_ids[i]; without ids, block i.
 

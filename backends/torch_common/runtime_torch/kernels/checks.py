@@ -27,9 +27,7 @@ def check_range(indices, count, lowest, past, number, fault, BLOCK: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["count", "other_count", "number"])
-def check_apart(
-    indices, count, others, other_count, number, fault, EARLIER: tl.constexpr, BLOCK: tl.constexpr
-):
+def check_apart(indices, count, others, other_count, number, fault, EARLIER: tl.constexpr, BLOCK: tl.constexpr):
     """No index from 0 on occurs among `others`; with EARLIER, among those before its own place."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(indices + at, mask=at < count, other=-1)
@@ -46,20 +44,8 @@ def check_apart(
 
 @triton.jit(do_not_specialize=["num_seqs", "num_rows", "width", "number"])
 def check_sequences(
-    query_start_loc,
-    seq_lens,
-    block_table,
-    num_seqs,
-    num_rows,
-    width,
-    num_blocks,
-    number,
-    fault,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    SEQS: tl.constexpr,
-    BP: tl.constexpr,
+    query_start_loc, seq_lens, block_table, num_seqs, num_rows, width, num_blocks, number, fault,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr, SEQS: tl.constexpr, BP: tl.constexpr,
 ):
     """Borders (rule `number`), lengths (+ 1), lengths against queries (+ 2), blocks in use (+ 3)."""
     seq = tl.arange(0, SEQS)

@@ -48,18 +48,8 @@ def glu(gate, up, y, size, alpha, limit, KIND: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit(do_not_specialize=["fill", "inner_at"])
 def stage(
-    source,
-    target,
-    sizes,
-    outer_at,
-    inner_at,
-    inner,
-    num_outer,
-    num_inner,
-    fill,
-    REPEAT_LAST: tl.constexpr,
-    BO: tl.constexpr,
-    BI: tl.constexpr,
+    source, target, sizes, outer_at, inner_at, inner, num_outer, num_inner, fill, REPEAT_LAST: tl.constexpr,
+    BO: tl.constexpr, BI: tl.constexpr,
 ):
     """A compact [sizes[outer_at], sizes[inner_at] or inner] array into [num_outer, num_inner], padded.
 

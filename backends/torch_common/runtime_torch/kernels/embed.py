@@ -8,30 +8,9 @@ from runtime_torch.kernels.blocks import decode
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def embed_blocks(
-    token_ids,
-    lo,
-    hi,
-    scale,
-    above,
-    low,
-    low_above,
-    table,
-    y,
-    fault,
-    num_tokens,
-    num_columns,
-    factor,
-    factor_rest,
-    LO_BITS: tl.constexpr,
-    HI_BITS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    GROUPS: tl.constexpr,
-    SCALE: tl.constexpr,
-    MINIMUM: tl.constexpr,
-    CODEBOOK: tl.constexpr,
-    SCALED: tl.constexpr,
-    BT: tl.constexpr,
-    BU: tl.constexpr,
+    token_ids, lo, hi, scale, above, low, low_above, table, y, fault, num_tokens, num_columns, factor, factor_rest,
+    LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
+    MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr, SCALED: tl.constexpr, BT: tl.constexpr, BU: tl.constexpr,
 ):
     """y float32 [T, K]: row token_ids[t], times factor + factor_rest (a float64 in two parts)."""
     if tl.load(fault) != 0x7FFFFFFFFFFFFFFF:

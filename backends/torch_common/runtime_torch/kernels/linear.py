@@ -8,29 +8,9 @@ from runtime_torch.kernels.blocks import decode, operand
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def linear_few(
-    x,
-    lo,
-    hi,
-    scale,
-    above,
-    low,
-    low_above,
-    table,
-    bias,
-    y,
-    num_tokens,
-    num_rows,
-    num_columns,
-    LO_BITS: tl.constexpr,
-    HI_BITS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    GROUPS: tl.constexpr,
-    SCALE: tl.constexpr,
-    MINIMUM: tl.constexpr,
-    CODEBOOK: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BN: tl.constexpr,
+    x, lo, hi, scale, above, low, low_above, table, bias, y, num_tokens, num_rows, num_columns,
+    LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
+    MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr,
     BU: tl.constexpr,
 ):
     """y[split, t, n] for BN rows of the weight and one row of x; x float32 [T, K], y float32 [SPLITS, T, N]."""
@@ -65,32 +45,10 @@ def linear_few(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def linear_many(
-    x,
-    lo,
-    hi,
-    scale,
-    above,
-    low,
-    low_above,
-    table,
-    bias,
-    y,
-    num_tokens,
-    num_rows,
-    num_columns,
-    LO_BITS: tl.constexpr,
-    HI_BITS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    GROUPS: tl.constexpr,
-    SCALE: tl.constexpr,
-    MINIMUM: tl.constexpr,
-    CODEBOOK: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    MODE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BU: tl.constexpr,
+    x, lo, hi, scale, above, low, low_above, table, bias, y, num_tokens, num_rows, num_columns,
+    LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
+    MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, MODE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr,
 ):
     """y[split, BM rows, BN columns]; x [T, K] in the type of operands, y float32 [SPLITS, T, N].
 
@@ -129,9 +87,7 @@ def linear_many(
 
 
 @triton.jit(do_not_specialize=["size"])
-def sum_splits(
-    partial, bias, y, size, num_rows, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
-):
+def sum_splits(partial, bias, y, size, num_rows, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
     """y = sum of partial [SPLITS, size] in a fixed order, plus the bias of each column."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size

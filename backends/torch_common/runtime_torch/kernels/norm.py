@@ -6,17 +6,7 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["num_runs"])
 def rms_norm(
-    x,
-    residual,
-    weight,
-    total,
-    y,
-    num_runs,
-    size,
-    eps,
-    weight_offset,
-    HAS_RESIDUAL: tl.constexpr,
-    BR: tl.constexpr,
+    x, residual, weight, total, y, num_runs, size, eps, weight_offset, HAS_RESIDUAL: tl.constexpr, BR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """BR runs of `size` elements each. With a residual, total = x + residual is stored and normalised."""
@@ -34,9 +24,7 @@ def rms_norm(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def layer_norm(
-    x, weight, bias, y, num_rows, size, eps, HAS_BIAS: tl.constexpr, BR: tl.constexpr, BLOCK: tl.constexpr
-):
+def layer_norm(x, weight, bias, y, num_rows, size, eps, HAS_BIAS: tl.constexpr, BR: tl.constexpr, BLOCK: tl.constexpr):
     """BR rows of `size` elements each; the variance is that of centred values."""
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     columns = tl.arange(0, BLOCK)

@@ -6,22 +6,8 @@ import triton.language as tl
 
 @triton.jit
 def _rotate_heads(
-    source,
-    target,
-    gain,
-    inv_freq,
-    position,
-    from_at,
-    to_at,
-    mask,
-    eps,
-    weight_offset,
-    factor,
-    HEAD_DIM: tl.constexpr,
-    NUM_FREQS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    NORM: tl.constexpr,
-    BF: tl.constexpr,
+    source, target, gain, inv_freq, position, from_at, to_at, mask, eps, weight_offset, factor,
+    HEAD_DIM: tl.constexpr, NUM_FREQS: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr, BF: tl.constexpr,
     BD: tl.constexpr,
 ):
     """Heads at source + from_at [R], normalised where NORM, rotated, to target + to_at [R]; `mask` [R] says which."""
@@ -58,19 +44,8 @@ def _rotate_heads(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def rope(
-    x,
-    positions,
-    inv_freq,
-    y,
-    num_rows,
-    num_heads,
-    factor,
-    HEAD_DIM: tl.constexpr,
-    NUM_FREQS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    BR: tl.constexpr,
-    BF: tl.constexpr,
-    BD: tl.constexpr,
+    x, positions, inv_freq, y, num_rows, num_heads, factor, HEAD_DIM: tl.constexpr, NUM_FREQS: tl.constexpr,
+    INTERLEAVED: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):
     """y float32 [T, N]: BR heads per program."""
     head = tl.program_id(0) * BR + tl.arange(0, BR)
@@ -85,33 +60,10 @@ def rope(
 
 @triton.jit(do_not_specialize=["num_rows", "num_slots"])
 def qkv_rope_write(
-    q,
-    k,
-    v,
-    positions,
-    slot_mapping,
-    inv_freq,
-    q_gain,
-    k_gain,
-    y,
-    kv,
-    fault,
-    num_rows,
-    num_heads,
-    num_kv_heads,
-    num_slots,
-    eps,
-    weight_offset,
-    factor,
-    HEAD_DIM: tl.constexpr,
-    NUM_FREQS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    Q_NORM: tl.constexpr,
-    K_NORM: tl.constexpr,
-    BR: tl.constexpr,
-    BF: tl.constexpr,
-    BD: tl.constexpr,
-    BLOCK: tl.constexpr,
+    q, k, v, positions, slot_mapping, inv_freq, q_gain, k_gain, y, kv, fault, num_rows, num_heads, num_kv_heads,
+    num_slots, eps, weight_offset, factor, HEAD_DIM: tl.constexpr, NUM_FREQS: tl.constexpr,
+    INTERLEAVED: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
+    BD: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Heads of queries (axis 1 of the grid: 0) to y, of keys (1) and values (2) to their slots."""
     if tl.load(fault) != 0x7FFFFFFFFFFFFFFF:

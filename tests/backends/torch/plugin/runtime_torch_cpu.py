@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 from runtime.backend import BackendInfo, Device, DeviceConfig, DeviceInfo, Manifest, hookimpl
 from runtime_torch.manifest import make_manifest
@@ -61,10 +62,7 @@ def prepare_interpreter() -> None:
     # small kernels; here nothing is ever compiled, so once is enough
     scope = interpreter._LangPatchScope()
 
-    class Everything:
-        __globals__ = {"tl": tl, "core": tl.core}
-
-    interpreter._patch_lang(Everything)
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     interpreter._patch_lang = lambda fn: scope
     interpreter.is_patched_once = True
 
