@@ -21,7 +21,7 @@ WIDEST = Settings(NAME, "cuda", capture=True, fp8=True)
 def refusal(facts: Facts) -> tuple[str, str] | None:
     """(reason, remedy) why no NVIDIA GPU can be used here, or None."""
     reason = common_refusal(facts, "cuda", INDEX)
-    if reason is None or facts.chips or facts.built_for[:4] != "cuda":
+    if reason is not None or facts.chips:
         return reason
     if "no NVIDIA driver" in facts.problem or (not facts.driver and not facts.problem):
         return "no NVIDIA driver is loaded", "install the driver, and give the container its GPUs (--gpus all)"
@@ -32,7 +32,7 @@ def refusal(facts: Facts) -> tuple[str, str] | None:
     hidden = first_set(hidden_by())
     if hidden and facts.driver:
         return f"no NVIDIA GPU is visible: {hidden}", "unset it, or name a GPU that is there"
-    return reason[0] or "no NVIDIA GPU", "look at nvidia-smi"
+    return facts.problem or "no NVIDIA GPU", "look at nvidia-smi"
 
 
 def hidden_by() -> dict[str, str]:

@@ -25,7 +25,7 @@ KFD = Path("/dev/kfd")
 def refusal(facts: Facts) -> tuple[str, str] | None:
     """(reason, remedy) why no AMD GPU can be used here, or None."""
     reason = common_refusal(facts, "rocm", INDEX)
-    if reason is None or facts.chips or facts.built_for[:4] != "rocm":
+    if reason is not None or facts.chips:
         return reason
     if not KFD.exists():
         return "no AMD compute driver: /dev/kfd is absent", "load amdgpu, and give the container /dev/kfd and /dev/dri"

@@ -82,8 +82,6 @@ def common_refusal(facts: Facts, wanted: str, index: str) -> tuple[str, str] | N
         return f"torch {facts.torch} is built for {facts.built_for}, not for {wanted}", install
     if not facts.triton:
         return f"triton is not installed beside torch {facts.torch}", "pip install triton, or reinstall torch"
-    if not facts.chips:
-        return facts.problem or "no device", ""
     return None
 
 

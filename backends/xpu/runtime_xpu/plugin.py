@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from runtime.backend import PluginRejected
-from runtime_torch.facts import Chip, Facts, common_refusal, first_set, version_of
+from runtime_torch.facts import MIN_TORCH, Chip, Facts, common_refusal, first_set, version_of
 from runtime_torch.plugin import Kind, TorchBackend
 from runtime_torch.settings import Settings, Tiles
 
@@ -25,15 +25,9 @@ CAPTURE_SINCE = (2, 13)
 def refusal(facts: Facts) -> tuple[str, str] | None:
     """(reason, remedy) why no Intel GPU can be used here, or None."""
     reason = common_refusal(facts, "xpu", INDEX)
-    if (
-        reason is not None
-        and facts.torch
-        and not facts.broken
-        and facts.built_for != "xpu"
-        and "too old" not in reason[0]
-    ):
+    if facts.built_for != "xpu" and not facts.broken and version_of(facts.torch) >= MIN_TORCH:
         return f"torch {facts.torch} has no XPU support", f"pip install torch --index-url {INDEX}"
-    if reason is None or facts.chips or facts.built_for != "xpu":
+    if reason is not None or facts.chips:
         return reason
     if not any(DRI.glob("renderD*")):
         return "no graphics driver: /dev/dri has no render node", "load i915 or xe, and give the container /dev/dri"

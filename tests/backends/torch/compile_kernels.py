@@ -9,9 +9,10 @@ import sys
 from typing import Any
 
 import triton
-from runtime_torch.kernels import attention, cache, checks, elementwise, embed, linear, moe, norm, rope
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from runtime_torch.kernels import attention, cache, checks, elementwise, embed, linear, moe, norm, rope
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
