@@ -10,6 +10,8 @@ MAX_HEAD_DIM = 256
 MAX_ROW = 1 << 16
 """Elements of a row that one program holds: norms, and a row of keys or values."""
 DENSE = ("f32", "f16", "bf16")
+FP8 = ("f8_e4m3", "f8_e5m2")
+"""Weights without scales of their own, read as they are where the chip converts them; exact in bf16."""
 KV_FORMATS = ("f16", "bf16", "f32")
 KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "quick_gelu")
 GLU_KINDS = ("silu", "gelu", "gelu_tanh", "swiglu_oai")
@@ -77,14 +79,15 @@ def make_manifest(settings: Settings) -> Manifest:
     )
 
 
-def _weights() -> dict[str, int]:
+def _weights(settings: Settings) -> dict[str, int]:
     """Format -> what K must be a multiple of."""
-    return {**dict.fromkeys(DENSE, 1), **{name: layout.block_elements for name, layout in LAYOUTS.items()}}
+    dense = (*DENSE, *FP8) if settings.fp8 else DENSE
+    return {**dict.fromkeys(dense, 1), **{name: layout.block_elements for name, layout in LAYOUTS.items()}}
 
 
 def _products(settings: Settings, flags: frozenset[str]) -> list[Rule]:
     rules = []
-    for fmt, step in _weights().items():
+    for fmt, step in _weights(settings).items():
         when: Conditions = (OneOf("weight.format", (fmt,)), Range("K", 1, None, step))
         linear = Rule("linear@1", (*when, *_f32("x")), product_numerics(settings, fmt), flags)
         rules += _optional(linear, "bias")
@@ -150,7 +153,7 @@ def _attention(settings: Settings, flags: frozenset[str], by_row: frozenset[str]
 
 def _experts(settings: Settings, flags: frozenset[str]) -> list[Rule]:
     rules = _optional(Rule("moe_route@1", _f32("logits"), F32, flags), "bias")
-    for fmt, step in _weights().items():
+    for fmt, step in _weights(settings).items():
         when: Conditions = (*_f32("x"), OneOf("weight.format", (fmt,)), Range("K", 1, None, step))
         numerics = product_numerics(settings, fmt, is_grouped=True)
         rules += _optional(Rule("moe_linear@1", when, numerics, flags), "bias", "expert_weights")

@@ -27,7 +27,7 @@ def lower_linear(site: Site) -> list[Call]:
 def linear_calls(site: Site, port: str, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
     """The product of x [T, K] with the weight at `port`, into y [T, N]."""
     fmt = site.spec(port).format.name
-    if fmt in LAYOUTS:
+    if fmt in LAYOUTS or fmt.startswith("f8"):
         return _blocks(site, planes_of(site, port), x, bias, y)
     return dense_calls(site, site.tensor(port), x, bias, y)
 

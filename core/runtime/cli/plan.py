@@ -109,12 +109,12 @@ def _target(args: argparse.Namespace) -> Target:
 
 def _placed_elsewhere(place: str | None, target: Target) -> dict[str, Manifest]:
     """Manifests of the other backends that --place names."""
-    from runtime.engine.loading import HOST, parse_place
+    from runtime.engine.loading import named_backends
     from runtime.registry import discover
 
-    known = (HOST, target.manifest.backend)
-    names = dict.fromkeys(device for _, device in parse_place(place) if device not in known)
-    return {name: discover()[name.partition(":")[0]].manifest() for name in names}
+    discovery = discover()
+    names = [name for name in named_backends(discovery, place) if name != target.manifest.backend]
+    return {name: discovery[name.partition(":")[0]].manifest() for name in names}
 
 
 def _read_manifest(path: str) -> Manifest:

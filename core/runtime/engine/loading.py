@@ -119,9 +119,18 @@ def device_name(choice: Choice) -> str:
 
 
 def placed_elsewhere(discovery: Discovery, choice: Choice, place: str | None) -> list[Choice]:
-    """The devices that `place` names beside the chosen one and the host, each once; raises as `choose`."""
+    """The devices that `place` names beside the chosen one and the host, each once; raises as `choose`.
+
+    A name that no backend has is left to the placement, which says what is present.
+    """
+    return [choose(discovery, name) for name in named_backends(discovery, place) if name != device_name(choice)]
+
+
+def named_backends(discovery: Discovery, place: str | None) -> list[str]:
+    """The devices in `place` whose backend is installed, each once, without the host."""
+    known = {b.name for b in discovery.loaded} | {r.name for r in discovery.rejected}
     names = dict.fromkeys(device for _, device in parse_place(place))
-    return [choose(discovery, name) for name in names if name not in (device_name(choice), HOST)]
+    return [name for name in names if name != HOST and name.partition(":")[0] in known]
 
 
 def plan_model(

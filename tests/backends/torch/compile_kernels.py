@@ -73,7 +73,9 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
         grouped = {**fmt, "HAS_BIAS": False, "MODE": 1, "EXPERTS": 128, "BM": 16, "BN": 64, "BU": 4}
         made.append((moe.moe_many, grouped, bf16))
         made.append((embed.embed_blocks, {**fmt, "SCALED": True, "BT": 1, "BU": 32}, {}))
+    fp8 = {"x": "*bf16", "lo": "*fp8e4nv"}
     made += [
+        (linear.linear_many, {**DENSE, "HAS_BIAS": False, "SPLITS": 1, "MODE": 1, "BM": 64, "BN": 64, "BU": 4}, fp8),
         (linear.sum_splits, {"SPLITS": 4, "HAS_BIAS": True, "BLOCK": 1024}, {}),
         (norm.rms_norm, {"HAS_RESIDUAL": True, "BR": 1, "BLOCK": 4096}, {}),
         (norm.layer_norm, {"HAS_BIAS": True, "BR": 1, "BLOCK": 4096}, {}),

@@ -38,7 +38,7 @@ def decode(
     if SCALE == 3:
         column = (units * 32)[:, None] + j[None, :]
         at = rows.to(tl.int64)[:, None, None] * num_columns + column[None, :, :]
-        value = tl.load(lo + at, mask=mask[:, :, None] & (column < num_columns)[None, :, :], other=0).to(tl.float32)
+        value = tl.load(lo + at, mask=mask[:, :, None] & (column < num_columns)[None, :, :], other=0.0).to(tl.float32)
         s = tl.full(mask.shape, 1.0, dtype=tl.float32)
         m = tl.zeros_like(s)
     else:

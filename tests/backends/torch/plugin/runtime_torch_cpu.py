@@ -14,7 +14,7 @@ from runtime.backend import BackendInfo, Device, DeviceConfig, DeviceInfo, Manif
 from runtime_torch.manifest import make_manifest
 from runtime_torch.settings import INTERPRETED, Settings
 
-SETTINGS = Settings("torch-cpu", "cpu", precision="f32", tiles=INTERPRETED, wide_output=False)
+SETTINGS = Settings("torch-cpu", "cpu", precision="f32", tiles=INTERPRETED, wide_output=False, fp8=True)
 INFO = DeviceInfo(0, "torch on the processor", 8 << 30, 0.0)
 
 
