@@ -23,7 +23,7 @@ def repack(fmt: str, raw: Tensor, num_rows: int, num_columns: int) -> dict[str, 
     blocks = raw.reshape(-1, raw.numel() * layout.block_elements // (num_rows * num_columns))
     codes, scale, above, low, low_above = _SPLIT[fmt](blocks)
     planes = _pack_codes(layout, codes)
-    planes |= {"scale": scale, "super": above, "low": low, "low_super": low_above}  # type: ignore[dict-item]
+    planes |= {"scale": scale, "super": above, "low": low, "low_super": low_above}
     return {name: t.reshape(num_rows, -1).contiguous() for name, t in planes.items() if t is not None}
 
 
