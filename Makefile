@@ -1,4 +1,4 @@
-# Verbs: setup | run | test | test-all | check | fix | sanitize | bench. Each makes its own environment first.
+# Verbs: setup | run | test | test-all | check | fix | sanitize | bench | gpu. Each makes its own environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ define extra
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/$(1).txt
 endef
 
-.PHONY: setup run test test-all check fix sanitize bench clean
+.PHONY: setup run test test-all check fix sanitize bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -71,6 +71,15 @@ sanitize: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/reference.py
+
+# On a machine with an NVIDIA GPU and a torch for it in the environment (docs/gpu.md); other kinds: GPU=rocm, GPU=xpu.
+GPU ?= cuda
+gpu: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch triton transformers accelerate
+	$(BIN)/runtime doctor $(GPU)
+	$(BIN)/runtime conformance run --backend $(GPU) --level L2 --budget full --jobs 2 --out build/gpu/conformance \
+	  --profile Q-GGUF-full --profile MoE --profile sampling --profile deterministic --profile capture
+	$(BIN)/python benchmarks/gpu.py --backend $(GPU) --device $(if $(filter xpu,$(GPU)),xpu,cuda)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache

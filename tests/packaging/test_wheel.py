@@ -41,6 +41,10 @@ def test_the_wheel_holds_the_packages_the_demo_model_and_the_licence(wheel: Path
         "runtime/server/page/index.html",
         "runtime/models/demo/demo-q8_0.gguf",
         "runtime_cpu/__init__.py",
+        "runtime_torch/kernels/attention.py",
+        "runtime_cuda/__init__.py",
+        "runtime_rocm/__init__.py",
+        "runtime_xpu/__init__.py",
         "runtime_conformance/cli/verify.py",
     ):
         assert wanted in names

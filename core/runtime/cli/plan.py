@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     target = _target(args)
     model = open_for_engine(config.model)
     with model.file:
-        manifests = {target.manifest.backend: target.manifest}
+        manifests = {target.manifest.backend: target.manifest, **_placed_elsewhere(config.place, target)}
         manifests.setdefault(HOST, reference_manifest(HOST))
         step, context, kv_format = plan_model(model, config, manifests, free_bytes=target.memory_bytes)
         sampling = plan_graph(
@@ -105,6 +105,16 @@ def _target(args: argparse.Namespace) -> Target:
         return Target(choice.backend.manifest(), source, memory or choice.device.memory_bytes or None)
     name = args.backend.partition(":")[0]
     return Target(discover()[name].manifest(), "by its manifest alone, no device was looked for", memory)
+
+
+def _placed_elsewhere(place: str | None, target: Target) -> dict[str, Manifest]:
+    """Manifests of the other backends that --place names."""
+    from runtime.engine.loading import named_backends
+    from runtime.registry import discover
+
+    discovery = discover()
+    names = [name for name in named_backends(discovery, place) if name != target.manifest.backend]
+    return {name: discovery[name.partition(":")[0]].manifest() for name in names}
 
 
 def _read_manifest(path: str) -> Manifest:

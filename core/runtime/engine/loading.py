@@ -27,7 +27,7 @@ from runtime.errors import InvalidArgument, MalformedFile, Unsupported
 from runtime.executor import Executor, Plan, make_plan
 from runtime.graph import Graph
 from runtime.models import ModelSpec, build_graph, kv_bytes_per_token
-from runtime.registry import Choice, choose, discover
+from runtime.registry import Choice, Discovery, choose, discover
 from runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -115,19 +115,44 @@ def load(config: EngineConfig, progress: Progress | None = None, model: OpenedMo
     try:
         if config.check_tensors:
             model.file.check_tensors(progress)
-        choice = choose(discover(), config.backend)
-        device = choice.backend.open(choice.device, DeviceConfig(threads=config.threads, options=config.device_options))
-        opened.append(device)
-        host = ReferenceDevice()
-        opened.append(host)
-        name = choice.backend.name if choice.device.index == 0 else f"{choice.backend.name}:{choice.device.index}"
-        devices = {name: device, HOST: host}
+        discovery = discover()
+        choice = choose(discovery, config.backend)
+        devices: dict[str, Device] = {}
+        for chosen in (choice, *placed_elsewhere(discovery, choice, config.place)):
+            # options are the chosen backend's; another one may not know them
+            options = config.device_options if chosen is choice else {}
+            devices[device_name(chosen)] = chosen.backend.open(
+                chosen.device, DeviceConfig(config.threads, options=options)
+            )
+            opened.append(devices[device_name(chosen)])
+        devices[HOST] = ReferenceDevice()
+        opened.append(devices[HOST])
         return _assemble(config, model, choice, devices, progress)
     except BaseException:
         for device in opened:
             device.close()
         model.file.close()
         raise
+
+
+def device_name(choice: Choice) -> str:
+    """The device as `--place` and the plan call it: "cpu", or "acme:1" for another than the first."""
+    return choice.backend.name if choice.device.index == 0 else f"{choice.backend.name}:{choice.device.index}"
+
+
+def placed_elsewhere(discovery: Discovery, choice: Choice, place: str | None) -> list[Choice]:
+    """The devices that `place` names beside the chosen one and the host, each once; raises as `choose`.
+
+    A name that no backend has is left to the placement, which says what is present.
+    """
+    return [choose(discovery, name) for name in named_backends(discovery, place) if name != device_name(choice)]
+
+
+def named_backends(discovery: Discovery, place: str | None) -> list[str]:
+    """The devices in `place` whose backend is installed, each once, without the host."""
+    known = {b.name for b in discovery.loaded} | {r.name for r in discovery.rejected}
+    names = dict.fromkeys(device for _, device in parse_place(place))
+    return [name for name in names if name != HOST and name.partition(":")[0] in known]
 
 
 def plan_model(
@@ -138,7 +163,9 @@ def plan_model(
     free_bytes: int | None,
 ) -> tuple[Plan, ContextPlan, str]:
     """Decide context, KV cache and placement with manifests alone: no device needs to be present."""
-    block_size, kv_format = kv_layout(next(iter(manifests.values())), config.kv_format)
+    block_size, kv_format = kv_layout(
+        [m for name, m in manifests.items() if name != HOST] or list(manifests.values()), config.kv_format
+    )
     beside_weights = None if free_bytes is None else free_bytes - model.file.nbytes
     context = fit_context(
         requested=config.max_model_len,
@@ -166,16 +193,23 @@ def step_graph(spec: ModelSpec, config: EngineConfig, context: ContextPlan, kv_f
     )
 
 
-def kv_layout(manifest: Manifest, wanted: str | None) -> tuple[int, str]:
-    """Block size and format of the KV cache: the device's first layout that has the wanted format."""
-    if not manifest.kv_layouts:
+def kv_layout(manifests: Sequence[Manifest], wanted: str | None) -> tuple[int, str]:
+    """Block size and format of the KV cache: of the first device's layouts, the first that every other device has too.
+
+    Devices that declare no layouts take any.
+    """
+    declared = [m for m in manifests if m.kv_layouts]
+    if not declared:
         return DEFAULT_BLOCK_SIZE, wanted or DEFAULT_KV_FORMAT
-    for layout in manifest.kv_layouts:
-        if wanted is None or wanted in layout.formats:
-            return layout.block_sizes[0], wanted or layout.formats[0]
-    offered = sorted({f for layout in manifest.kv_layouts for f in layout.formats})
+    offers = [[(c, f) for k in m.kv_layouts for f in k.formats for c in k.block_sizes] for m in declared]
+    for size, fmt in offers[0]:
+        if wanted in (None, fmt) and all((size, fmt) in others for others in offers[1:]):
+            return size, fmt
+    names = " and ".join(m.backend for m in declared)
+    offered = sorted({f for _, f in offers[0] if all(f in {g for _, g in others} for others in offers[1:])})
     raise Unsupported(
-        f"{manifest.backend} keeps no KV cache in {wanted}", remedy=f"formats it offers: {', '.join(offered)}"
+        f"{names} keeps no KV cache in {wanted}" if len(declared) == 1 else f"{names} have no KV cache in common",
+        remedy=f"formats on offer: {', '.join(offered) or 'none'}",
     )
 
 

@@ -1,0 +1,92 @@
+"""What is particular about NVIDIA's chips: refusals, settings by compute capability, the allocator."""
+
+from __future__ import annotations
+
+import os
+
+from runtime.backend import PluginRejected
+from runtime_torch.facts import Chip, Facts, common_refusal, first_set
+from runtime_torch.plugin import Kind, TorchBackend
+from runtime_torch.settings import Settings, Tiles
+
+NAME = "cuda"
+INDEX = "https://download.pytorch.org/whl/cu130"
+MIN_CAPABILITY = (7, 5)
+"""Turing: the oldest chips that wheels of current torch are built for."""
+BF16_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
+WIDEST = Settings(NAME, "cuda", capture=True, fp8=True)
+
+
+def refusal(facts: Facts) -> tuple[str, str] | None:
+    """(reason, remedy) why no NVIDIA GPU can be used here, or None."""
+    reason = common_refusal(facts, "cuda", INDEX)
+    if reason is not None or facts.chips:
+        return reason
+    if "no NVIDIA driver" in facts.problem or (not facts.driver and not facts.problem):
+        return "no NVIDIA driver is loaded", "install the driver, and give the container its GPUs (--gpus all)"
+    if "too old" in facts.problem:
+        return f"NVIDIA driver {facts.driver or 'of unknown version'} is too old for torch's {facts.built_for}", (
+            "install a newer driver, or a torch for an older CUDA"
+        )
+    hidden = first_set(hidden_by())
+    if hidden and facts.driver:
+        return f"no NVIDIA GPU is visible: {hidden}", "unset it, or name a GPU that is there"
+    return facts.problem or "no NVIDIA GPU", "look at nvidia-smi"
+
+
+def hidden_by() -> dict[str, str]:
+    """Variables that hide GPUs, where they are set."""
+    found = {
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "NVIDIA_VISIBLE_DEVICES": os.environ.get("NVIDIA_VISIBLE_DEVICES"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def settings_of(facts: Facts, index: int) -> Settings:
+    """By compute capability. Turing has no bf16: its products are those of float32."""
+    chip = facts.chips[index]
+    if chip.capability < MIN_CAPABILITY:
+        have, need = (".".join(map(str, c)) for c in (chip.capability, MIN_CAPABILITY))
+        raise PluginRejected(
+            f"{chip.name} has compute capability {have}; {need} or newer is needed", remedy="use a newer GPU"
+        )
+    return Settings(
+        NAME,
+        "cuda",
+        precision="bf16" if chip.capability >= BF16_CAPABILITY else "f32",
+        tiles=_tiles(chip),
+        capture=True,
+        fp8=chip.capability >= FP8_CAPABILITY,
+    )
+
+
+def _tiles(chip: Chip) -> Tiles:
+    """Enough programs for every multiprocessor to hold four; more rows of a tile where shared memory is large."""
+    is_large = chip.capability in ((8, 0), (9, 0)) or chip.capability >= (10, 0)
+    return Tiles(
+        programs=max(64, 4 * chip.compute_units),
+        many_tokens=128 if is_large else 64,
+        attention_rows=128 if is_large else 64,
+    )
+
+
+def prepare() -> None:
+    """Segments that grow leave no holes when weights of many sizes are loaded; a user's own setting stays."""
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+plugin = TorchBackend(
+    Kind(
+        name=NAME,
+        device_type="cuda",
+        built_for=NAME,
+        widest=WIDEST,
+        hidden_by=hidden_by,
+        driver_files=("/sys/module/nvidia/version", "/dev/nvidiactl"),
+        refusal=refusal,
+        settings=settings_of,
+        prepare=prepare,
+    )
+)

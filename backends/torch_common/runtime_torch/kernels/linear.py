@@ -1,0 +1,99 @@
+"""Products with weights in blocks: one row of x at a time (bound by memory), or tiles of rows (tensor cores)."""
+
+import triton
+import triton.language as tl
+
+from runtime_torch.kernels.blocks import decode, operand
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def linear_few(
+    x, lo, hi, scale, above, low, low_above, table, bias, y, num_tokens, num_rows, num_columns,
+    LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
+    MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr,
+    BU: tl.constexpr,
+):
+    """y[split, t, n] for BN rows of the weight and one row of x; x float32 [T, K], y float32 [SPLITS, T, N]."""
+    PARTS: tl.constexpr = 8 // LO_BITS
+    W: tl.constexpr = 32 // PARTS
+    num_units = tl.cdiv(num_columns, 32)
+    split = tl.program_id(1)
+    token = tl.program_id(2)
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    j = tl.arange(0, W)
+    x += token.to(tl.int64) * num_columns
+    acc = tl.zeros([BN, BU], dtype=tl.float32)
+    for start in range(split * BU, num_units, SPLITS * BU):
+        units = start + tl.arange(0, BU)
+        mask = (rows < num_rows)[:, None] & (units < num_units)[None, :]
+        for part in tl.static_range(PARTS):
+            at = units[:, None] * 32 + part * W + j[None, :]
+            xs = tl.load(x + at, mask=at < num_columns, other=0.0)
+            value, s, m = decode(
+                *(lo, hi, scale, above, low, low_above, table, rows, units, mask, num_columns, part),
+                *(LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, MINIMUM, CODEBOOK),
+            )
+            acc += s * tl.sum(value * xs[None, :, :], axis=2)
+            if MINIMUM:
+                acc += m * tl.sum(xs, axis=1)[None, :]
+    total = tl.sum(acc, axis=1)
+    if HAS_BIAS:
+        total += tl.load(bias + rows, mask=rows < num_rows, other=0.0)
+    out = (split * num_tokens + token).to(tl.int64) * num_rows + rows
+    tl.store(y + out, total, mask=rows < num_rows)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def linear_many(
+    x, lo, hi, scale, above, low, low_above, table, bias, y, num_tokens, num_rows, num_columns,
+    LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
+    MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, MODE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr,
+):
+    """y[split, BM rows, BN columns]; x [T, K] in the type of operands, y float32 [SPLITS, T, N].
+
+    A part of a unit (elements that share bytes) is a dot product of its own: nothing is interleaved.
+    """
+    PARTS: tl.constexpr = 8 // LO_BITS
+    W: tl.constexpr = 32 // PARTS
+    num_units = tl.cdiv(num_columns, 32)
+    split = tl.program_id(2)
+    tokens = tl.program_id(0) * BM + tl.arange(0, BM)
+    rows = tl.program_id(1) * BN + tl.arange(0, BN)
+    j = tl.arange(0, W)
+    acc = tl.zeros([BM, BN], dtype=tl.float32)
+    for start in range(split * BU, num_units, SPLITS * BU):
+        units = start + tl.arange(0, BU)
+        mask = (rows < num_rows)[:, None] & (units < num_units)[None, :]
+        x_mask = tokens < num_tokens
+        for part in tl.static_range(PARTS):
+            column = (units * 32)[None, :, None] + (part * W + j)[None, None, :]
+            at = tokens.to(tl.int64)[:, None, None] * num_columns + column
+            xs = tl.load(x + at, mask=x_mask[:, None, None] & (column < num_columns), other=0.0)
+            value, s, m = decode(
+                *(lo, hi, scale, above, low, low_above, table, rows, units, mask, num_columns, part),
+                *(LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, MINIMUM, CODEBOOK),
+            )
+            w = operand(value * s[:, :, None] + m[:, :, None], MODE)
+            if MODE > 2:
+                xs = xs.to(tl.float32)
+            acc = tl.dot(
+                tl.reshape(xs, [BM, BU * W]), tl.trans(tl.reshape(w, [BN, BU * W])), acc, input_precision="ieee"
+            )
+    if HAS_BIAS:
+        acc += tl.load(bias + rows, mask=rows < num_rows, other=0.0)[None, :]
+    out = (split * num_tokens + tokens).to(tl.int64)[:, None] * num_rows + rows[None, :]
+    tl.store(y + out, acc, mask=(tokens < num_tokens)[:, None] & (rows < num_rows)[None, :])
+
+
+@triton.jit(do_not_specialize=["size"])
+def sum_splits(partial, bias, y, size, num_rows, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    """y = sum of partial [SPLITS, size] in a fixed order, plus the bias of each column."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for split in range(SPLITS):
+        total += tl.load(partial + split * size.to(tl.int64) + at, mask=mask, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias + at % num_rows, mask=mask, other=0.0)
+    tl.store(y + at, total, mask=mask)

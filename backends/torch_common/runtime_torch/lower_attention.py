@@ -1,0 +1,211 @@
+"""Positions, the KV cache and attention: from nodes to calls."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+
+from runtime_torch.calls import Call, Site, cdiv, clamp, launch
+from runtime_torch.kernels import attention as attention_kernels
+from runtime_torch.kernels import cache, rope
+from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F16, F16_EMULATED, F32
+from runtime_torch.memory import DTYPES
+from runtime_torch.products import linear_calls
+from runtime_torch.settings import next_power
+
+
+def lower_rope(site: Site) -> list[Call]:
+    """Rotated heads."""
+    x, inv_freq = site.tensor("x"), site.tensor("inv_freq")
+    head_dim = site.attr("head_dim")
+    num_heads = x.shape[1] // head_dim
+    items = x.shape[0] * num_heads
+    per_program = _heads_per_program(site, head_dim, items)
+    arguments = (x, site.tensor("positions"), inv_freq, site.output(), x.shape[0], num_heads, float(site.attr("scale")))
+    constants = _rotary(head_dim, inv_freq.shape[0], site.attr("interleaved"))
+    return [launch(rope.rope, (cdiv(items, per_program),), *arguments, **constants, BR=per_program)]
+
+
+def _heads_per_program(site: Site, head_dim: int, items: int) -> int:
+    return clamp(site.settings.tiles.row_elements // next_power(head_dim) // 4, 1, next_power(items))
+
+
+def _rotary(head_dim: int, num_freqs: int, interleaved: bool) -> dict[str, int]:
+    return {
+        "HEAD_DIM": head_dim,
+        "NUM_FREQS": num_freqs,
+        "INTERLEAVED": interleaved,
+        "BF": next_power(num_freqs),
+        "BD": next_power(max(1, head_dim - 2 * num_freqs)),
+    }
+
+
+def lower_kv_write(site: Site) -> list[Call]:
+    """In place; a cache that is no state of the region is copied first."""
+    k, v = site.tensor("k"), site.tensor("v")
+    kv, calls = _cache(site)
+    num_rows, width = k.shape
+    block = next_power(width)
+    rows = clamp(site.settings.tiles.row_elements // block, 1, next_power(num_rows))
+    arguments = (k, v, site.tensor("slot_mapping"), kv, site.fault, num_rows, width, kv.shape[1] * kv.shape[2])
+    return [*calls, launch(cache.kv_write, (cdiv(num_rows, rows), 2), *arguments, BR=rows, BLOCK=block)]
+
+
+def _cache(site: Site) -> tuple[torch.Tensor, list[Call]]:
+    """The cache that the node writes, and the copy that it needs first where it is not the one that it reads."""
+    index = next(i for i, port in enumerate(site.node.op.outputs) if port.name in site.node.op.inplace)
+    target = site.output(index)
+    if site.outputs[index] is site.inputs["kv"]:
+        return target, []
+    source = site.tensor("kv")
+    return target, [lambda: target.copy_(source)]
+
+
+def lower_qkv_rope_write(site: Site) -> list[Call]:
+    """Three products, and one kernel for everything after them."""
+    x, inv_freq, head_dim = site.tensor("x"), site.tensor("inv_freq"), site.attr("head_dim")
+    kv, calls = _cache(site)
+    num_rows, num_kv_heads = x.shape[0], kv.shape[3]
+    num_heads = site.shape("q_weight")[0] // head_dim
+    parts = {}
+    for part, heads in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads)):
+        parts[part] = site.scratch((num_rows, heads * head_dim))
+        bias = site.tensor(f"{part}_bias") if site.has(f"{part}_bias") else None
+        calls += linear_calls(site, f"{part}_weight", x, bias, parts[part])
+    items = num_rows * max(num_heads, num_kv_heads)
+    per_program = _heads_per_program(site, head_dim, items)
+    eps = site.node.attrs.get("eps")
+    arguments = (
+        *(parts["q"], parts["k"], parts["v"], site.tensor("positions"), site.tensor("slot_mapping"), inv_freq),
+        *(site.optional("q_norm", inv_freq), site.optional("k_norm", inv_freq), site.output(0), kv, site.fault),
+        *(num_rows, num_heads, num_kv_heads, kv.shape[1] * kv.shape[2]),
+        *(float(eps or 0.0), float(site.attr("weight_offset")), float(site.attr("rope_scale"))),
+    )
+    constants = _rotary(head_dim, inv_freq.shape[0], site.attr("interleaved"))
+    norms = {"Q_NORM": site.has("q_norm"), "K_NORM": site.has("k_norm")}
+    grid = (cdiv(items, per_program), 3)
+    calls.append(
+        launch(rope.qkv_rope_write, grid, *arguments, **constants, **norms, BR=per_program, BLOCK=next_power(head_dim))
+    )
+    return calls
+
+
+def lower_kv_copy_blocks(site: Site) -> list[Call]:
+    """Blocks within a cache."""
+    kv, calls = _cache(site)
+    half = prod(kv.shape[1:])
+    return [*calls, _move(site, kv, kv, site.tensor("source_blocks"), site.tensor("target_blocks"), (half, half))]
+
+
+def lower_kv_export(site: Site) -> list[Call]:
+    """Blocks of a cache as float32."""
+    kv, data = site.tensor("kv"), site.output()
+    halves = (prod(kv.shape[1:]), prod(data.shape[1:]))
+    return [_move(site, kv, data, site.tensor("block_ids"), None, halves)]
+
+
+def lower_kv_import(site: Site) -> list[Call]:
+    """Blocks from float32."""
+    kv, calls = _cache(site)
+    data = site.tensor("data")
+    halves = (prod(data.shape[1:]), prod(kv.shape[1:]))
+    return [*calls, _move(site, data, kv, None, site.tensor("block_ids"), halves)]
+
+
+def _move(
+    site: Site,
+    source: torch.Tensor,
+    target: torch.Tensor,
+    source_ids: torch.Tensor | None,
+    target_ids: torch.Tensor | None,
+    halves: tuple[int, int],
+) -> Call:
+    ids = source_ids if source_ids is not None else target_ids
+    assert ids is not None
+    elements = prod(source.shape[2:])
+    block = min(site.settings.tiles.elements, next_power(elements))
+    has = {"HAS_SOURCE_IDS": source_ids is not None, "HAS_TARGET_IDS": target_ids is not None}
+    pointers = (source, target, ids if source_ids is None else source_ids, ids if target_ids is None else target_ids)
+    grid = (ids.shape[0], 2, cdiv(elements, block))
+    return launch(cache.move_blocks, grid, *pointers, site.fault, *halves, elements, **has, BLOCK=block)
+
+
+def lower_attention(site: Site) -> list[Call]:
+    """Tiles of queries; few of them are split over the keys and merged."""
+    q, y, kv, tiles = site.tensor("q"), site.output(), site.tensor("kv"), site.settings.tiles
+    (num_seqs, width), num_rows = site.shape("block_table"), q.shape[0]
+    _, num_blocks, block_size, num_kv_heads, head_dim = kv.shape
+    num_heads = site.attr("num_heads")
+    group = num_heads // num_kv_heads
+    wanted = tiles.min_dot if num_rows <= num_seqs else tiles.attention_rows
+    wanted = min(wanted, next_power(num_rows * group))
+    rows = max(tiles.min_dot, next_power(group), wanted)
+    queries = rows // group
+    keys = clamp(next_power(width * block_size), tiles.min_dot, tiles.attention_keys)
+    num_tiles = num_rows // queries + num_seqs
+    splits = clamp(
+        tiles.programs // (num_tiles * num_kv_heads), 1, min(tiles.max_splits, cdiv(width * block_size, 4 * keys))
+    )
+    shape = (splits, num_rows, num_heads)
+    is_split = splits > 1
+    partial = site.scratch((*shape, head_dim)) if is_split else y
+    largest, sums = (site.scratch(shape), site.scratch(shape)) if is_split else (y, y)
+    softcap = float(site.attr("softcap"))
+    mode = attention_mode(site)
+    arguments = (
+        *(q, kv, site.tensor("block_table"), site.tensor("query_start_loc"), site.tensor("seq_lens")),
+        *(site.optional("sinks", q), site.optional("alibi_slopes", q), partial, largest, sums, site.fault),
+        *(num_rows, num_seqs, width, num_blocks * block_size, float(site.attr("scale")), softcap),
+    )
+    constants = {"MODE": mode, "SPLITS": splits, "SEQS": next_power(num_seqs), "BQ": queries, "BM": rows, "BK": keys}
+    kernel = launch(
+        attention_kernels.attention_tiles,
+        (num_tiles, num_kv_heads, splits),
+        *arguments,
+        **constants,
+        **_attention_constants(site),
+        BD=max(tiles.min_dot, next_power(head_dim)),
+    )
+    if not is_split:
+        return [lambda: y.zero_(), kernel]
+    lines = num_rows * num_heads
+    per_program = clamp(tiles.row_elements // next_power(head_dim), 1, next_power(lines))
+    merge = launch(
+        attention_kernels.attention_merge,
+        (cdiv(lines, per_program),),
+        *(partial, largest, sums, site.optional("sinks", q), y, lines, num_heads),
+        HEAD_DIM=head_dim,
+        SINKS=site.has("sinks"),
+        SPLITS=splits,
+        BR=per_program,
+        BD=next_power(head_dim),
+    )
+    return [lambda: largest.fill_(float("-inf")), kernel, merge]
+
+
+def _attention_constants(site: Site) -> dict[str, Any]:
+    """What the node itself fixes."""
+    _, _, block_size, num_kv_heads, head_dim = site.shape("kv")
+    return {
+        "BLOCK_SIZE": block_size,
+        "NUM_KV_HEADS": num_kv_heads,
+        "GROUP": site.attr("num_heads") // num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "WINDOW": site.attr("window"),
+        "CAUSAL": site.attr("causal"),
+        "SOFTCAP": site.attr("softcap") > 0,
+        "SINKS": site.has("sinks"),
+        "SLOPES": site.has("alibi_slopes"),
+    }
+
+
+def attention_mode(site: Site) -> int:
+    """What queries and probabilities are rounded to: the type of the cache, where products are those of halves."""
+    dtype = DTYPES[site.spec("kv").format.name]
+    if site.settings.precision == "f32" or dtype == torch.float32:
+        return F32
+    if dtype == torch.bfloat16:
+        return BF16_EMULATED if site.settings.is_interpreted else BF16
+    return F16_EMULATED if site.settings.is_interpreted else F16

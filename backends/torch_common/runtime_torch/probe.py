@@ -1,0 +1,103 @@
+"""Runs a real kernel on every device that torch finds, and says in one line why one cannot be used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from runtime.backend import DeviceInfo, PluginRejected, RuntimeFault
+from runtime_torch.accelerator import Accelerator
+from runtime_torch.errors import first_line, translated
+from runtime_torch.facts import Chip, Facts
+from runtime_torch.kernels import linear as kernels
+from runtime_torch.repack import repack
+from runtime_torch.settings import Settings, next_power
+
+NUM_COLUMNS = 4096
+MEASURED_BYTES = 256 << 20
+"""Weights of the measured product on a chip: more than its caches hold."""
+NUM_RUNS = 8
+NEWER_DRIVER = "install a newer driver, or a torch that is built for this one"
+
+
+def probe(facts: Facts, settings_of: Callable[[int], Settings]) -> list[DeviceInfo]:
+    """The devices whose answer is right; raises PluginRejected with every reason when there is none."""
+    found, reasons, remedies = [], [], []
+    for index, chip in enumerate(facts.chips):
+        try:
+            settings = settings_of(index)
+            gigabytes_per_s = measure(settings, index)
+        except RuntimeFault as error:
+            reasons.append(f"{chip.name}: {error.message}")
+            remedies.append(error.remedy or NEWER_DRIVER)
+            continue
+        found.append(describe(facts, chip, index, settings, round(gigabytes_per_s, 3)))
+    if not found:
+        raise PluginRejected("; ".join(reasons), remedy=remedies[0])
+    return found
+
+
+def describe(facts: Facts, chip: Chip, index: int, settings: Settings, score: float) -> DeviceInfo:
+    """Facts about a device that was found working."""
+    details = {
+        "torch": f"{facts.torch} ({facts.built_for})",
+        "triton": facts.triton,
+        "chip": chip.architecture or "compute capability {}.{}".format(*chip.capability),
+        "compute_units": str(chip.compute_units),
+        "products": settings.precision,
+        "capture": "yes" if settings.capture else "no",
+        **chip.details,
+    }
+    return DeviceInfo(index, chip.name, chip.memory_bytes, score, facts.driver, chip.uuid, details)
+
+
+def measure(settings: Settings, index: int) -> float:
+    """GB/s of q8_0 weights in a checked matrix-vector product; raises PluginRejected for a wrong answer."""
+    try:
+        return _measure(settings, index)
+    except RuntimeFault:
+        raise
+    except Exception as error:
+        raise PluginRejected(
+            f"its first kernel cannot be built or run: {type(error).__name__}: {first_line(error)}", remedy=NEWER_DRIVER
+        ) from error
+
+
+def _measure(settings: Settings, index: int) -> float:
+    accelerator = Accelerator(settings.device_type, index)
+    tiles = settings.tiles
+    num_rows = (MEASURED_BYTES if accelerator.is_async else 1 << 20) // NUM_COLUMNS
+    with translated("the first kernel"), accelerator.use():
+        # every block alike: scale 0.5, codes 1 .. 32; x of small integers: the sums are exact in any order
+        codes = torch.arange(1, 33, dtype=torch.uint8)
+        block = torch.cat([torch.tensor([0.5], dtype=torch.float16).view(torch.uint8), codes])
+        raw = block.to(accelerator.device).repeat(num_rows * NUM_COLUMNS // 32)
+        planes = repack("q8_0", raw, num_rows, NUM_COLUMNS)
+        x = (torch.arange(NUM_COLUMNS) % 5 - 2).float()
+        expected = float(0.5 * (codes.float().repeat(NUM_COLUMNS // 32) * x).sum())
+        x = x.to(accelerator.device)
+        y = torch.zeros(num_rows, device=accelerator.device)
+        bound: Any = kernels.linear_few[(-(-num_rows // tiles.few_rows), 1, 1)]
+        lo, scale = planes["lo"], planes["scale"]
+        constants = {"LO_BITS": 8, "HI_BITS": 0, "OFFSET": 0, "GROUPS": 1, "SCALE": 0, "MINIMUM": False}
+        flags = {"CODEBOOK": False, "HAS_BIAS": False, "SPLITS": 1}
+        sizes = {"BN": tiles.few_rows, "BU": min(tiles.few_units, next_power(NUM_COLUMNS // 32))}
+
+        def run() -> None:
+            arguments = (x, lo, lo, scale, scale, scale, scale, x, y, y, 1, num_rows, NUM_COLUMNS)
+            bound(*arguments, **constants, **flags, **sizes)
+
+        run()
+        accelerator.synchronize()
+        wrong = int((y != expected).sum())
+        started = time.perf_counter()
+        for _ in range(NUM_RUNS if accelerator.is_async else 0):
+            run()
+        accelerator.synchronize()
+        seconds = time.perf_counter() - started
+    if wrong:
+        raise PluginRejected(f"{wrong} of {num_rows} rows of its first matrix product are wrong", remedy=NEWER_DRIVER)
+    return NUM_RUNS * raw.numel() / max(seconds, 1e-9) / 1e9 if accelerator.is_async else 0.0

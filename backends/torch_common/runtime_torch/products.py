@@ -1,0 +1,160 @@
+"""Matrix products: kernels over blocks, torch over dense weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from runtime_torch.calls import Call, Planes, Site, cdiv, clamp, launch, planes_of
+from runtime_torch.kernels import embed as embed_kernels
+from runtime_torch.kernels import linear as kernels
+from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F32
+from runtime_torch.planes import LAYOUTS
+from runtime_torch.settings import Settings, next_power
+
+FEW_TOKENS = 2
+"""Up to here every token reads the weight by itself: the second one finds most of it in the cache."""
+HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
+
+
+def lower_linear(site: Site) -> list[Call]:
+    """y = x weight^T + bias."""
+    bias = site.tensor("bias") if site.has("bias") else None
+    return linear_calls(site, "weight", site.tensor("x"), bias, site.output())
+
+
+def linear_calls(site: Site, port: str, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
+    """The product of x [T, K] with the weight at `port`, into y [T, N]."""
+    fmt = site.spec(port).format.name
+    if fmt in LAYOUTS or fmt.startswith("f8"):
+        return _blocks(site, planes_of(site, port), x, bias, y)
+    return dense_calls(site, site.tensor(port), x, bias, y)
+
+
+def operand_mode(settings: Settings, fmt: str) -> int:
+    """What operands of a product with weights in `fmt` are rounded to, see `kernels.blocks`."""
+    if settings.precision == "f32" or fmt in ("f32", "f16"):
+        return F32
+    return BF16_EMULATED if settings.is_interpreted else BF16
+
+
+def as_operand(site: Site, x: torch.Tensor, mode: int) -> tuple[torch.Tensor, list[Call]]:
+    """x in the type of operands, and the call that makes it so."""
+    if mode == F32:
+        return x, []
+    rounded = site.scratch(tuple(x.shape), torch.bfloat16)
+    return rounded, [lambda: rounded.copy_(x)]
+
+
+def _blocks(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
+    tiles = site.settings.tiles
+    (num_tokens, num_columns), num_rows = x.shape, y.shape[1]
+    units = cdiv(num_columns, 32)
+    is_few = num_tokens <= FEW_TOKENS
+    rows = min(tiles.few_rows if is_few else tiles.many_rows, max(tiles.min_dot, next_power(num_rows)))
+    per_step = min(tiles.few_units if is_few else tiles.many_units, next_power(units))
+    tokens = 1 if is_few else clamp(next_power(num_tokens), tiles.min_dot, tiles.many_tokens)
+    if not is_few:
+        per_step = max(per_step, tiles.min_dot // planes.width)
+    num_programs = cdiv(num_rows, rows) * cdiv(num_tokens, tokens)
+    splits = clamp(tiles.programs // num_programs, 1, min(tiles.max_splits, cdiv(units, per_step)))
+    has_bias = bias is not None
+    out = y if splits == 1 else site.scratch((splits, num_tokens, num_rows))
+    arguments = (*planes.pointers, y if bias is None else bias, out, num_tokens, num_rows, num_columns)
+    constants = {**planes.constants, "HAS_BIAS": has_bias and splits == 1, "SPLITS": splits, "BN": rows, "BU": per_step}
+    if is_few:
+        grid = (cdiv(num_rows, rows), splits, num_tokens)
+        calls = [launch(kernels.linear_few, grid, x, *arguments, **constants)]
+    else:
+        mode = operand_mode(site.settings, planes.fmt)
+        x, calls = as_operand(site, x, mode)
+        grid = (cdiv(num_tokens, tokens), cdiv(num_rows, rows), splits)
+        calls.append(launch(kernels.linear_many, grid, x, *arguments, **constants, MODE=mode, BM=tokens))
+    if splits > 1:
+        size, block = num_tokens * num_rows, tiles.elements
+        arguments = (out, y if bias is None else bias, y, size, num_rows)
+        calls.append(
+            launch(kernels.sum_splits, (cdiv(size, block),), *arguments, SPLITS=splits, HAS_BIAS=has_bias, BLOCK=block)
+        )
+    return calls
+
+
+def dense_calls(
+    site: Site, weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+) -> list[Call]:
+    """By torch: in float32, or in halves with float32 sums."""
+    calls: list[Call] = []
+    kept = next((name for name, dtype in HALVES.items() if dtype == weight.dtype), None)
+    if kept is None or site.settings.precision == "f32":
+        # the stand-in on a processor widens a half weight at every use
+        calls.append(lambda: torch.mm(x, weight.float().t(), out=y))
+    elif kept == "bf16":
+        rounded = site.scratch(tuple(x.shape), weight.dtype)
+        calls += [lambda: rounded.copy_(x), *_half_product(site, rounded, weight, y)]
+    else:
+        calls += _f16_product(site, weight, x, y)
+    if bias is not None:
+        calls.append(lambda: y.add_(bias))
+    return calls
+
+
+def _half_product(site: Site, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> list[Call]:
+    if site.settings.wide_output:
+        return [lambda: torch.mm(x, weight.t(), out_dtype=torch.float32, out=y)]
+    narrow = site.scratch(tuple(y.shape), weight.dtype)
+    return [lambda: torch.mm(x, weight.t(), out=narrow), lambda: y.copy_(narrow)]
+
+
+def _f16_product(site: Site, weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> list[Call]:
+    """Rows are scaled by powers of two into the range of f16, whatever their size: rounding alone is left."""
+    scaled, halves = site.scratch(tuple(x.shape)), site.scratch(tuple(x.shape), torch.float16)
+    largest, mantissa = site.scratch((x.shape[0], 1)), site.scratch((x.shape[0], 1))
+    exponent = site.scratch((x.shape[0], 1), torch.int32)
+
+    def scale() -> None:
+        torch.amax(torch.abs(x, out=scaled), 1, keepdim=True, out=largest)
+        torch.frexp(largest, out=(mantissa, exponent))
+        # sums of K products stay below 65504 where the output is f16; elsewhere they are float32
+        exponent.sub_(0 if not site.settings.wide_output else 12).clamp_(-100, 100)
+        torch.ldexp(x, -exponent, out=scaled)
+        halves.copy_(scaled)
+
+    return [scale, *_half_product(site, halves, weight, y), lambda: torch.ldexp(y, exponent, out=y)]
+
+
+def lower_embed(site: Site) -> list[Call]:
+    """Rows of a table in any format."""
+    tiles = site.settings.tiles
+    token_ids, y = site.tensor("token_ids"), site.output()
+    (num_tokens,), (_, num_columns) = token_ids.shape, site.shape("weight")
+    planes = planes_of(site)
+    units = cdiv(num_columns, 32)
+    per_program = min(next_power(units), max(1, tiles.elements // 32))
+    tokens = clamp(tiles.elements // (32 * per_program), 1, next_power(num_tokens))
+    factor = float(site.attr("scale"))
+    high = float(torch.tensor(factor, dtype=torch.float32))
+    grid = (cdiv(num_tokens, tokens), cdiv(units, per_program))
+    arguments = (token_ids, *planes.pointers, y, site.fault, num_tokens, num_columns, high, factor - high)
+    constants = {**planes.constants, "SCALED": factor != 1.0, "BT": tokens, "BU": per_program}
+    return [launch(embed_kernels.embed_blocks, grid, *arguments, **constants)]
+
+
+def has_wide_output(device: torch.device) -> bool:
+    """Whether torch multiplies halves into float32 on this device: found out by doing it."""
+    halves = torch.ones((16, 16), dtype=torch.bfloat16, device=device)
+    y = torch.empty((16, 16), dtype=torch.float32, device=device)
+    try:
+        torch.mm(halves, halves, out_dtype=torch.float32, out=y)
+    except (RuntimeError, TypeError):  # NotImplementedError is a RuntimeError: no such kernel in this build
+        return False
+    return bool((y == 16.0).all())
+
+
+def tables(device: torch.device) -> dict[str, Any]:
+    """Codebooks on the device, by format."""
+    return {
+        name: torch.tensor(layout.codebook, dtype=torch.float32, device=device)
+        for name, layout in LAYOUTS.items()
+        if layout.codebook
+    }

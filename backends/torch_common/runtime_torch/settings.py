@@ -1,0 +1,100 @@
+"""What differs between devices: operands of products, sizes of tiles, capture. Everything else is one code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from runtime.backend import InvalidArgument
+
+Precision = Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of what one program of a kernel works on; powers of two.
+
+    A program on a chip has a few registers per thread; a program in the interpreter costs milliseconds whatever it
+    holds, so there tiles are as large as they can be. The kernels are the same.
+    """
+
+    few_rows: int = 8
+    few_units: int = 16
+    many_tokens: int = 64
+    many_rows: int = 64
+    many_units: int = 4
+    min_dot: int = 16
+    """Smallest side of a product on tensor cores."""
+    attention_rows: int = 64
+    attention_keys: int = 64
+    elements: int = 1024
+    """Of an elementwise program."""
+    row_elements: int = 8192
+    """Of a program that holds whole rows: short rows are taken several at a time."""
+    programs: int = 512
+    """Programs that fill the device: few rows are split along K, and few queries along the keys, up to so many."""
+    max_splits: int = 16
+
+
+INTERPRETED = Tiles(
+    few_rows=1024,
+    few_units=32,
+    many_tokens=256,
+    many_rows=512,
+    many_units=8,
+    attention_rows=256,
+    attention_keys=128,
+    elements=1 << 16,
+    row_elements=1 << 17,
+    programs=1,
+    max_splits=2,
+)
+"""For Triton's interpreter."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a device of one kind is used.
+
+    backend       the name that users know
+    device_type   torch's: "cuda" (also ROCm's), "xpu", or "cpu", which runs the kernels in Triton's interpreter
+    precision     bf16: products on tensor cores, activations rounded to it (f16 where weights or cache are f16);
+                  f32: products in float32
+    wide_output   whether torch.mm of halves can give its float32 sums (`out_dtype`), see `products.has_wide_output`
+    capture       whether steps of few tokens are captured and replayed
+    buckets       numbers of tokens that captured steps are padded to
+    fp8           whether weights in 8-bit floats are kept as they are
+    """
+
+    backend: str
+    device_type: str
+    precision: Precision = "bf16"
+    tiles: Tiles = field(default_factory=Tiles)
+    wide_output: bool = True
+    capture: bool = False
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    max_graphs: int = 64
+    fp8: bool = False
+
+    @property
+    def is_interpreted(self) -> bool:
+        """Whether kernels run in Triton's interpreter: it does not round to bf16, so that is done by hand there."""
+        return self.device_type == "cpu"
+
+    def with_options(self, options: dict[str, str]) -> Settings:
+        """As a user asked: `precision` f32 or bf16, `capture` on or off. Raises InvalidArgument."""
+        changed = self
+        for name, value in options.items():
+            if name == "precision" and value in ("f32", "bf16"):
+                changed = replace(changed, precision="f32" if value == "f32" else "bf16")
+            elif name == "capture" and value in ("on", "off"):
+                changed = replace(changed, capture=value == "on")
+            elif name in ("precision", "capture"):
+                allowed = "f32, bf16" if name == "precision" else "on, off"
+                raise InvalidArgument(f"option {name} = {value!r} of backend {self.backend}; allowed: {allowed}")
+        return changed
+
+
+def next_power(size: int) -> int:
+    """The smallest power of two that is at least `size`, and at least 1."""
+    return 1 << max(0, size - 1).bit_length()

@@ -1,0 +1,94 @@
+"""Parts of the kernels that the interpreter's large tiles never reach: splits, small tiles, every block format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.backend import DeviceConfig
+from runtime.dtypes import FORMATS
+from runtime_conformance.cases import make_cases
+from runtime_conformance.inprocess import Bench
+from runtime_torch.planes import LAYOUTS
+from runtime_torch.settings import Tiles
+
+pytestmark = [pytest.mark.oracle, pytest.mark.slow, pytest.mark.timeout(400)]
+
+SMALL = Tiles(
+    few_rows=16,
+    few_units=1,
+    many_tokens=16,
+    many_rows=32,
+    many_units=1,
+    attention_rows=16,
+    attention_keys=16,
+    elements=256,
+    row_elements=1024,
+    programs=64,
+    max_splits=3,
+)
+
+
+def random_blocks(fmt: str, num_rows: int, num_columns: int) -> np.ndarray:
+    """Blocks of any bytes, with scales that are finite and of ordinary size."""
+    layout, form = LAYOUTS[fmt], FORMATS[fmt]
+    rng = np.random.default_rng(len(fmt))
+    raw = rng.integers(0, 256, (num_rows * num_columns // layout.block_elements, form.block_bytes), np.uint8)
+    halves = {"q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "mxfp4": ()}
+    for at in halves.get(fmt, (0, 2) if layout.has_minimum else (0,)):
+        raw[:, at : at + 2] = rng.uniform(-1, 1, len(raw)).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    if fmt == "mxfp4":
+        raw[:, 0] = rng.integers(0, 140, len(raw))
+    return raw
+
+
+@pytest.mark.parametrize("fmt", LAYOUTS)
+def test_a_row_of_every_block_format_is_decoded_as_the_gguf_package_does(device: Any, fmt: str):
+    from runtime.backend import TensorSpec
+    from runtime.graph import GraphBuilder, make_region
+
+    raw = random_blocks(fmt, 5, 512)
+    spec = TensorSpec(FORMATS[fmt], (5, 512))
+    builder = GraphBuilder("embed", {})
+    ids = builder.input("ids", "i32", (3,))
+    y = builder.op("embed", token_ids=ids, weight=builder.weight("w", spec))
+    builder.output("y", y)
+    graph = builder.build()
+    weight = device.load_weight(spec, memoryview(raw).cast("B"), {})
+    region = make_region("embed", list(graph.nodes), {}, [y])
+    executable = device.compile(region, {"w": weight}, {})
+    bound = {"ids": device.allocate(ids.spec), y.name: device.allocate(y.spec)}
+    device.upload(bound["ids"], memoryview(np.array([4, 0, 2], np.int32)).cast("B"), ids.spec).wait()
+    executable.submit(bound, {}).wait()
+    got = np.empty((3, 512), np.float32)
+    device.download(bound[y.name], memoryview(got).cast("B"), y.spec).wait()
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[fmt.upper()]
+    expected = gguf.quants.dequantize(raw.reshape(5, -1), kind)[[4, 0, 2]]
+    np.testing.assert_array_equal(got, expected)
+    executable.close()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is numpy, which warns of infinities in the data
+@pytest.mark.parametrize("ops", [("linear",), ("attention",), ("moe_linear", "rms_norm", "rope", "kv_write", "qkv*")])
+def test_small_tiles_and_splits_pass_the_same_cases(ops: tuple[str, ...]):
+    import runtime_torch_cpu
+
+    settings = replace(runtime_torch_cpu.SETTINGS, tiles=SMALL)
+    device = runtime_torch_cpu.TorchCpuBackend(settings).runtime_open(runtime_torch_cpu.INFO, DeviceConfig())
+    bench, faults, num_run = Bench(7), [], 0
+    try:
+        for case in make_cases(device.manifest, budget="smoke", ops=ops):
+            rows = max(t.shape[0] for t in case.inputs.values())
+            if case.expect != "run" or case.law or rows > 64:
+                continue
+            found = bench.faults(device, case)
+            num_run += found is not None
+            faults += [f"{case.id} {case.describe()}: {f}" for f in found or ()]
+    finally:
+        device.close()
+    assert faults == []
+    assert num_run >= 3
