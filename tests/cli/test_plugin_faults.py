@@ -56,7 +56,7 @@ def test_backends_shows_the_same(site: Site, doctor: subprocess.CompletedProcess
     for name, (state, stage, reason) in FAULTS.items():
         assert rows[name].startswith(f"{name} {state} {name}-rt 2.3 {stage}: {reason[:34]}")
     assert rows["good"].startswith("good ok good-rt 2.3 good chip 8.00 GB 1e+06")
-    assert reports(site.run("runtime", "backends", "--json").stdout).keys() == {*FAULTS, "good", "cpu"}
+    assert reports(site.run("runtime", "backends", "--json").stdout).keys() >= {*FAULTS, "good", "cpu"}
 
 
 @pytest.mark.parametrize("name", ["broken", "misspelt"])
