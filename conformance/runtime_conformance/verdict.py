@@ -76,6 +76,12 @@ class Row:
         }
 
 
+def spoken(name: str) -> str:
+    """The name of a check as a person reads it: `copy_is_independent[q8_0]` becomes "copy is independent: q8_0"."""
+    what, _, subject = name.partition("[")
+    return what.replace("_", " ") + (f": {subject.rstrip(']')}" if subject else "")
+
+
 def count(rows: Iterable[Row]) -> dict[str, int]:
     """Verdict -> number of rows, for every verdict."""
     counts = {v.value: 0 for v in Verdict}
