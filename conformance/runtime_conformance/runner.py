@@ -158,6 +158,7 @@ class Lane:
             required=is_required(case, self.options.level, self.options.profiles),
             kind=case.kind,
             origin=case.origin,
+            expect=case.expect,
             formats={n: t.format for n, t in case.inputs.items()},
         )
         question = {"do": "run", "case": case.to_json(), "seed": self.options.seed}

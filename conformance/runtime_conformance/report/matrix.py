@@ -11,7 +11,8 @@ from runtime.ops import CATALOGUE
 from runtime_conformance.runner import Report
 from runtime_conformance.verdict import Row, Verdict
 
-_NOT_RUN = (Verdict.UNSUPPORTED_OPTIONAL, Verdict.UNSUPPORTED_REQUIRED, Verdict.VACUOUS)
+_MISSING = (Verdict.UNSUPPORTED_OPTIONAL, Verdict.UNSUPPORTED_REQUIRED)
+_NOT_RUN = (*_MISSING, Verdict.VACUOUS)
 _WRONG = (Verdict.FAIL, Verdict.FLAKY, Verdict.HOST_EXECUTED, Verdict.CRASH, Verdict.HANG)
 
 
@@ -46,8 +47,8 @@ def supports(report: Report) -> list[Support]:
         if wrong:
             state = "wrong"
         passed = [r for r in ran if r.verdict is Verdict.PASS]
-        formats = _formats(op.key, passed)
-        refused = [r for r in rows if r.verdict in (Verdict.UNSUPPORTED_OPTIONAL, Verdict.UNSUPPORTED_REQUIRED)]
+        formats = _formats(op.key, [r for r in passed if r.expect == "run"])
+        refused = [r for r in rows if r.verdict in _MISSING or (r.expect == "outside" and r.verdict is Verdict.PASS)]
         missing = tuple(f for f in _formats(op.key, refused) if f not in formats)
         made.append(
             Support(
