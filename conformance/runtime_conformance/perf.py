@@ -24,18 +24,19 @@ IMPLAUSIBLE = 1.5
 """More than this share of a roofline that was itself measured is no speed, it is work that was not done."""
 BEYOND_COPIES = 8.0
 """Caches close to the arithmetic are this much faster than copies, at most; computing ahead of the clock is more."""
-_PREFILL_ROWS = 64
+_BY_ROWS: Mapping[str, Mapping[str, Any]] = {"decode": {"T": 1}, "prefill": {"T": 64}}
+_BY_BATCH: Mapping[str, Mapping[str, Any]] = {"decode": {"batch": "decode_batch"}, "prefill": {"batch": "prefill"}}
 
 
 def perf_cases(manifest: Manifest, ops: Sequence[str]) -> Iterator[tuple[str, Case]]:
-    """(phase, case): one token for decode, 64 for prefill, over the recorded shapes of each operation."""
+    """(phase, case): few tokens for decode, many for prefill, over the recorded shapes of each operation."""
     for space in spaces(manifest):
         if not any(matches(p, space.op.partition("@")[0]) or matches(p, space.op) for p in ops):
             continue
         for row in space.models:
-            phases = (("decode", 1), ("prefill", _PREFILL_ROWS)) if "T" in row else (("mixed", 0),)
-            for phase, rows in phases:
-                case = space.build({**row, "T": rows} if rows else row)
+            changes = _BY_ROWS if "T" in row else _BY_BATCH if "batch" in row else {"mixed": {}}
+            for phase, change in changes.items():
+                case = space.build({**row, **change})
                 if case is not None and manifest.match(case.op, facts(case)).coverage == "full":
                     yield phase, case.but(origin="model")
 

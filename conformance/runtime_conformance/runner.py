@@ -21,7 +21,7 @@ from runtime_conformance.levels import Profile, is_required, level_of
 from runtime_conformance.process.pool import Worker, WorkerCrashed, WorkerHung
 from runtime_conformance.scale import run_scale
 from runtime_conformance.target import OPEN_TIMEOUT_S, Target
-from runtime_conformance.verdict import Row, Verdict, exit_code
+from runtime_conformance.verdict import Row, Verdict, exit_code, spoken
 from runtime_conformance.waivers import Waiver, find_waiver
 
 CASE_TIMEOUT_S = 120.0
@@ -158,6 +158,7 @@ class Lane:
             required=is_required(case, self.options.level, self.options.profiles),
             kind=case.kind,
             origin=case.origin,
+            expect=case.expect,
             formats={n: t.format for n, t in case.inputs.items()},
         )
         question = {"do": "run", "case": case.to_json(), "seed": self.options.seed}
@@ -232,7 +233,7 @@ def _run_checks(target: Target, manifest: Manifest, options: Options) -> list[Ro
     rows = []
     try:
         for i, name in enumerate(check_names(manifest)):
-            row = Row(f"device/{name}", "device", "L0", Verdict.PASS, name.replace("_", " "), required=True)
+            row = Row(f"device/{name}", "device", "L0", Verdict.PASS, spoken(name), required=True)
             limit = options.timeout_s + (OPEN_TIMEOUT_S if i == 0 else 0)
             started = time.perf_counter()
             try:
@@ -258,7 +259,7 @@ def _run_programs(target: Target, manifest: Manifest, options: Options) -> Itera
     kv_format = manifest.kv_layouts[0].formats[0] if manifest.kv_layouts else "f16"
     try:
         for name in PROGRAMS:
-            row = Row(f"serve/{name}", "serve", "L2", Verdict.PASS, name.replace("_", " "), required=True)
+            row = Row(f"serve/{name}", "serve", "L2", Verdict.PASS, spoken(name), required=True)
             started = time.perf_counter()
             try:
                 question = {"do": "program", "name": name, "seed": options.seed}

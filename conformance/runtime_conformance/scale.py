@@ -17,7 +17,7 @@ from runtime_conformance.device.collective import FAIL_WITHIN_S, is_judged, plan
 from runtime_conformance.device.handover import HANDOVERS
 from runtime_conformance.process.pool import Worker, WorkerCrashed, WorkerHung
 from runtime_conformance.target import OPEN_TIMEOUT_S, Target
-from runtime_conformance.verdict import Row, Verdict
+from runtime_conformance.verdict import Row, Verdict, spoken
 
 if TYPE_CHECKING:
     from runtime_conformance.runner import Options
@@ -62,7 +62,7 @@ def verdict_on_death(target: Target, manifest: Manifest, options: Options, fail_
 
 
 def _row(name: str) -> Row:
-    return Row(f"scale/{name}", "scale", "L3", Verdict.PASS, name.replace("_", " "), required=True)
+    return Row(f"scale/{name}", "scale", "L3", Verdict.PASS, spoken(name), required=True)
 
 
 def _formats(manifest: Manifest) -> tuple[str, ...]:

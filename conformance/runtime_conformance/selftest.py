@@ -114,9 +114,10 @@ def catch(saboteur: Saboteur, bench: Bench, cases: dict[str, list[Case]]) -> str
         return speed_fault(device, bench.seed)
     if saboteur.op == "scale":
         return scale_faults(lambda: open_device(saboteur.make()), bench.seed)
-    if saboteur.op not in cases:
-        cases[saboteur.op] = list(make_cases(device.manifest, level="L3", budget="pr", ops=(saboteur.op,)))
-    for case in cases[saboteur.op]:
+    key = " ".join((saboteur.op, *saboteur.flags))  # flags of a manifest decide which laws apply
+    if key not in cases:
+        cases[key] = list(make_cases(device.manifest, level="L3", budget="pr", ops=(saboteur.op,)))
+    for case in cases[key]:
         faults = bench.faults(device, case)
         if faults:
             return f"{case.id}: {faults[0]}"

@@ -38,6 +38,7 @@ class Row:
 
     figures   see `Judgement.figures`, and with `perf` those of timing
     detail    why it is not a pass; one sentence per fault
+    expect    see `Case`: of a case outside of the manifest, a pass is a refusal
     seconds   is left out of comparisons: everything else is the same in every run with the same seed
     """
 
@@ -52,6 +53,7 @@ class Row:
     numerics: dict[str, str] = field(default_factory=dict)
     kind: str = ""
     origin: str = ""
+    expect: str = "run"
     waiver: str = ""
     formats: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -68,12 +70,19 @@ class Row:
             "detail": self.detail,
             "kind": self.kind,
             "origin": self.origin,
+            "expect": self.expect,
             "formats": self.formats,
             "numerics": self.numerics,
             "figures": self.figures,
             "waiver": self.waiver,
             "times": {"seconds": round(self.seconds, 4)},
         }
+
+
+def spoken(name: str) -> str:
+    """The name of a check as a person reads it: `copy_is_independent[q8_0]` becomes "copy is independent: q8_0"."""
+    what, _, subject = name.partition("[")
+    return what.replace("_", " ") + (f": {subject.rstrip(']')}" if subject else "")
 
 
 def count(rows: Iterable[Row]) -> dict[str, int]:

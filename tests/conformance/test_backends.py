@@ -9,6 +9,7 @@ import os
 import pytest
 
 from runtime.cli import main
+from runtime_conformance.report.result import dump, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,6 +29,12 @@ def test_the_cpu_backend_is_conformant_up_to_groups_of_processes(capsys, tmp_pat
     assert rows["scale/a_dead_peer_is_noticed"] == "PASS"
     assert rows["serve/rejected_drafts_leave_no_trace"] == "PASS"
     assert result["counts"]["PASS"] > 250
+
+
+def test_two_runs_with_one_seed_differ_in_nothing_but_times(capsys, tmp_path):
+    runs = [conformant(capsys, tmp_path / name, "--backend", "cpu", "--level", "L3", "--seed", "3") for name in "ab"]
+    first, second = (dump(without_times(run)) for run in runs)
+    assert first == second
 
 
 @pytest.fixture

@@ -33,7 +33,10 @@ def opened(backend):
     return backend.runtime_open(backend.probe()[0], DeviceConfig())
 
 
-@pytest.mark.parametrize("name", ONLY)
+QUICK = ("norm-one-pass", "rope-unreduced", "draft-lenient")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ONLY])
 def test_a_law_finds_what_no_case_of_the_oracle_shows(name: str):
     saboteur = next(s for s in LAW_BREAKERS if s.name == name)
     device, bench = opened(saboteur.make()), Bench(7)
@@ -42,6 +45,7 @@ def test_a_law_finds_what_no_case_of_the_oracle_shows(name: str):
     assert {c.law for c in looked_at if bench.faults(device, c)} == {ONLY[name]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_honest_backend_keeps_every_law(precision: str):
     device, bench = opened(make_backend(PRECISIONS[precision], flags=("capturable",))), Bench(11)

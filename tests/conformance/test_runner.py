@@ -15,7 +15,7 @@ from runtime_conformance.case import Case, Tensor
 from runtime_conformance.report.diff import describe
 from runtime_conformance.report.html import html
 from runtime_conformance.report.junit import junit
-from runtime_conformance.report.matrix import markdown
+from runtime_conformance.report.matrix import markdown, supports
 from runtime_conformance.report.result import dump, to_json, without_times
 from runtime_conformance.report.text import text
 from runtime_conformance.runner import Options, Report, run_cases, run_suite
@@ -60,6 +60,14 @@ def test_reports_of_one_run_agree(report: Report):
     lines = list(text(report, "out"))
     assert lines[0] == "bench:0 (driver 1.0) · suite 1 · seed 7 · numerics act=f32 acc=f32"
     assert lines[-1] == "conformant · out/index.html out/junit.xml out/result.json"
+
+
+def test_a_format_that_is_rightly_refused_is_not_called_supported():
+    wrong = Row("add@1/1", "add@1", "L1", Verdict.PASS, "", expect="outside", formats={"a": "f16"})
+    right = Row("add@1/2", "add@1", "L1", Verdict.PASS, "", formats={"a": "f32"})
+    bench = target("honest_f32")
+    (found,) = (s for s in supports(Report(bench, bench.manifest(), Options(), [wrong, right])) if s.op == "add@1")
+    assert (found.formats, found.missing) == (("f32",), ("f16",))
 
 
 def test_the_page_is_whole_and_fetches_nothing(report: Report):

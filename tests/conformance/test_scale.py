@@ -43,6 +43,7 @@ def test_faults_of_a_group_are_found(name: str):
     assert found.startswith(FOUND[name])
 
 
+@pytest.mark.slow
 def test_slots_of_rejected_drafts_are_written_again():
     found = serve_fault(opened(saboteur("slots-written-once")), 7)
     assert found is not None
@@ -60,6 +61,7 @@ def test_a_cache_that_moves_needs_a_decoder_on_the_device():
         give(opened(WithoutAttention()), "bench", 7, 16)
 
 
+@pytest.mark.slow
 def test_results_that_are_replayed_or_made_ahead_of_the_clock_are_refused():
     assert speed_fault(opened(make_backend()), 7) is None
     assert "max |z|" in str(speed_fault(opened(saboteur("speed-replayed")), 7))

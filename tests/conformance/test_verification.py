@@ -129,6 +129,7 @@ def test_doctor_shows_when_a_device_was_verified(two_backends, capsys):
     assert "verified" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_device_with_nothing_to_compare_is_neither_right_nor_wrong(two_backends, capsys):
     from runtime.cli import main
 

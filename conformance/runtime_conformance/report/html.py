@@ -71,7 +71,7 @@ def _cards(report: Report) -> Iterator[str]:
         ("UNSUPPORTED_REQUIRED", "required, missing"),
         ("UNSUPPORTED_OPTIONAL", "optional, missing"),
         ("HOST_EXECUTED", "done by the host"),
-        ("VACUOUS", "vacuous"),
+        ("VACUOUS", "no verdict (vacuous)"),
     ):
         yield f'<div class="card"><b>{label}</b><span class="num">{counts[name]}</span></div>'
     yield "</section>"
@@ -126,8 +126,9 @@ def _all_rows(report: Report) -> Iterator[str]:
     yield f"<h2>All cases <small>{len(report.rows)}</small></h2>"
     for op in dict.fromkeys(r.op for r in report.rows):
         rows = [r for r in report.rows if r.op == op]
-        passed = sum(r.verdict is Verdict.PASS for r in rows)
-        yield f"<details><summary><b>{escape(op)}</b> {passed} of {len(rows)} pass</summary>"
+        counted = count(rows)
+        words = [f"{counted[v.value]} {v.value.lower().replace('_', ' ')}" for v in _ORDER[::-1] if counted[v.value]]
+        yield f"<details><summary><b>{escape(op)}</b> {', '.join(words)}</summary>"
         yield "<div class='scroll'><table>"
         yield "<thead><tr><th>case<th>verdict<th>what<th class='n'>max |z|"
         yield "<th class='n'>rms z<th>detail</tr></thead><tbody>"

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.dtypes import FORMATS
 from runtime.ops import CATALOGUE
 from runtime_conformance.runner import Report
 from runtime_conformance.verdict import Row, Verdict
 
+_MISSING = (Verdict.UNSUPPORTED_OPTIONAL, Verdict.UNSUPPORTED_REQUIRED)
+_NOT_RUN = (*_MISSING, Verdict.VACUOUS)
 _WRONG = (Verdict.FAIL, Verdict.FLAKY, Verdict.HOST_EXECUTED, Verdict.CRASH, Verdict.HANG)
 
 
@@ -36,14 +39,17 @@ def supports(report: Report) -> list[Support]:
     made = []
     for op in CATALOGUE:
         rows = [r for r in report.rows if r.op == op.key]
-        ran = [r for r in rows if r.verdict not in (Verdict.UNSUPPORTED_OPTIONAL, Verdict.UNSUPPORTED_REQUIRED)]
+        if op.family == "collective" and op.key not in declared:
+            continue  # the suite tests the communicator of the device, see the rows of L3
+        ran = [r for r in rows if r.verdict not in _NOT_RUN]
         wrong = [r for r in ran if r.verdict in _WRONG]
         state = "native" if op.key in declared else "expanded" if op.is_composite else "host"
         if wrong:
             state = "wrong"
         passed = [r for r in ran if r.verdict is Verdict.PASS]
-        formats = _formats(op.key, passed)
-        missing = tuple(f for f in _formats(op.key, [r for r in rows if r not in ran]) if f not in formats)
+        formats = _formats(op.key, [r for r in passed if r.expect == "run"])
+        refused = [r for r in rows if r.verdict in _MISSING or (r.expect == "outside" and r.verdict is Verdict.PASS)]
+        missing = tuple(f for f in _formats(op.key, refused) if f not in formats)
         made.append(
             Support(
                 op.key,
@@ -65,7 +71,13 @@ def _formats(op_key: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """Formats of the weight or cache, or else of the first input."""
     op = CATALOGUE[op_key]
     ports = [p.name for p in op.inputs if "*" in p.formats] or [p.name + ("0" if p.variadic else "") for p in op.inputs]
-    return tuple(dict.fromkeys(r.formats[ports[0]] for r in rows if ports[0] in r.formats))
+    return tuple(sorted({r.formats[ports[0]] for r in rows if ports[0] in r.formats}, key=_by_size))
+
+
+def _by_size(name: str) -> tuple[bool, float, str]:
+    """Plain formats first, the largest first among each."""
+    fmt = FORMATS[name]
+    return fmt.is_quantized, -fmt.bits, name
 
 
 def _largest(rows: Sequence[Row], figure: str) -> float | None:

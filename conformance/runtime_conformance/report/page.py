@@ -16,7 +16,8 @@ h2{font-size:20px;margin:44px 0 12px;letter-spacing:-.01em}small{color:var(--sub
 .good{color:var(--good);background:var(--goodbg)}.bad{color:var(--bad);background:var(--badbg)}
 .gap{color:var(--gap);background:var(--gapbg)}.fair{color:var(--fair);background:var(--fairbg)}
 .dim{color:var(--sub);background:var(--dimbg)}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin-top:28px}
+.cards{display:grid;grid-template-columns:repeat(4,1fr);gap:12px;margin-top:28px}
+@media(max-width:640px){.cards{grid-template-columns:repeat(2,1fr)}}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 16px}
 .card b{display:block;font-size:13px;font-weight:500;color:var(--sub)}.num{font-size:26px;font-weight:600}
 .num i{font-style:normal;font-size:15px;font-weight:400;color:var(--sub)}
