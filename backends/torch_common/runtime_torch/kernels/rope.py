@@ -27,12 +27,12 @@ def _rotate_heads(
         c = tl.load(source + from_at[:, None] + rest[None, :], mask=m_rest, other=0.0)
         if NORM:
             squares = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1) + tl.sum(c * c, axis=1)
-            inverse = 1.0 / tl.sqrt(squares / HEAD_DIM + eps)
+            root = tl.sqrt(squares / HEAD_DIM + eps)[:, None]
             in_f = f < NUM_FREQS
-            a = a * inverse[:, None] * (tl.load(gain + first, mask=in_f, other=0.0) + weight_offset)[None, :]
-            b = b * inverse[:, None] * (tl.load(gain + second, mask=in_f, other=0.0) + weight_offset)[None, :]
+            a = a / root * (tl.load(gain + first, mask=in_f, other=0.0) + weight_offset)[None, :]
+            b = b / root * (tl.load(gain + second, mask=in_f, other=0.0) + weight_offset)[None, :]
             gain_rest = tl.load(gain + rest, mask=rest < HEAD_DIM, other=0.0) + weight_offset
-            c = c * inverse[:, None] * gain_rest[None, :]
+            c = c / root * gain_rest[None, :]
         tl.store(target + to_at[:, None] + rest[None, :], c.to(target.dtype.element_ty), mask=m_rest)
     freq = tl.load(inv_freq + f, mask=f < NUM_FREQS, other=0.0)
     angle = position.to(tl.float32)[:, None] * freq[None, :]

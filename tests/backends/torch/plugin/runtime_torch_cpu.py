@@ -56,8 +56,8 @@ def prepare_interpreter() -> None:
     from triton.runtime import interpreter
 
     torch.set_num_threads(1)
-    if getattr(interpreter, "is_patched_once", False):
-        return
+    if getattr(interpreter, "is_patched_once", False) or not hasattr(interpreter, "_LangPatchScope"):
+        return  # done, or another release of Triton: then it is only slower
     # the interpreter exchanges the language's functions at every call of every function, which takes longer than
     # small kernels; here nothing is ever compiled, so once is enough
     scope = interpreter._LangPatchScope()
