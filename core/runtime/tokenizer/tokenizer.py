@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TextEncoder", "Tokenizer"]
 
+MAX_COMPILED_TEMPLATES = 8
+"""Templates that are kept compiled: compiling one takes longer than most requests may wait for."""
+
 
 class TextEncoder(Protocol):
     """Turns text into ids; `parse_special` says whether the text may name control tokens."""
@@ -36,6 +39,7 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._encoder = encoder
         self._chat_templates = dict(chat_templates or {})
+        self._compiled_templates: dict[str, ChatTemplate] = {}
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -178,9 +182,15 @@ class Tokenizer:
         from runtime.tokenizer.chat_template import ChatTemplate, select_chat_template
 
         chosen = source if source is not None else select_chat_template(self._chat_templates, name=name, tools=tools)
-        return ChatTemplate(
-            chosen,
-            bos_token=self.bos_token or "",
-            eos_token=self.eos_token or "",
-            special_tokens=self._vocabulary.special.named,
-        )
+        compiled = self._compiled_templates.get(chosen)
+        if compiled is None:
+            compiled = ChatTemplate(
+                chosen,
+                bos_token=self.bos_token or "",
+                eos_token=self.eos_token or "",
+                special_tokens=self._vocabulary.special.named,
+            )
+            if len(self._compiled_templates) >= MAX_COMPILED_TEMPLATES:
+                self._compiled_templates.clear()
+            self._compiled_templates[chosen] = compiled
+        return compiled
