@@ -63,12 +63,13 @@ def settings_of(facts: Facts, index: int) -> Settings:
 
 
 def _tiles(chip: Chip) -> Tiles:
-    """Enough programs for every multiprocessor to hold four; more rows of a tile where shared memory is large."""
-    is_large = chip.capability in ((8, 0), (9, 0)) or chip.capability >= (10, 0)
+    """Enough programs for every multiprocessor to hold four; larger tiles where shared memory is large."""
+    is_large = chip.capability == (8, 0) or (9, 0) <= chip.capability < (12, 0)
     return Tiles(
         programs=max(64, 4 * chip.compute_units),
         many_tokens=128 if is_large else 64,
         attention_rows=128 if is_large else 64,
+        tile_bytes=(1 << 15) if is_large else (1 << 14),
     )
 
 

@@ -139,11 +139,14 @@ def lower_attention(site: Site) -> list[Call]:
     _, num_blocks, block_size, num_kv_heads, head_dim = kv.shape
     num_heads = site.attr("num_heads")
     group = num_heads // num_kv_heads
+    mode = attention_mode(site)
+    head_bytes = max(tiles.min_dot, next_power(head_dim)) * (4 if mode == F32 else 2)
     wanted = tiles.min_dot if num_rows <= num_seqs else tiles.attention_rows
-    wanted = min(wanted, next_power(num_rows * group))
+    wanted = min(wanted, next_power(num_rows * group), tiles.tile_bytes // head_bytes)
     rows = max(tiles.min_dot, next_power(group), wanted)
     queries = rows // group
-    keys = clamp(next_power(width * block_size), tiles.min_dot, tiles.attention_keys)
+    most_keys = min(tiles.attention_keys, tiles.tile_bytes // 2 // head_bytes)
+    keys = max(tiles.min_dot, min(next_power(width * block_size), most_keys))
     num_tiles = num_rows // queries + num_seqs
     splits = clamp(
         tiles.programs // (num_tiles * num_kv_heads), 1, min(tiles.max_splits, cdiv(width * block_size, 4 * keys))
@@ -153,7 +156,6 @@ def lower_attention(site: Site) -> list[Call]:
     partial = site.scratch((*shape, head_dim)) if is_split else y
     largest, sums = (site.scratch(shape), site.scratch(shape)) if is_split else (y, y)
     softcap = float(site.attr("softcap"))
-    mode = attention_mode(site)
     arguments = (
         *(q, kv, site.tensor("block_table"), site.tensor("query_start_loc"), site.tensor("seq_lens")),
         *(site.optional("sinks", q), site.optional("alibi_slopes", q), partial, largest, sums, site.fault),

@@ -27,6 +27,8 @@ class Tiles:
     """Smallest side of a product on tensor cores."""
     attention_rows: int = 64
     attention_keys: int = 64
+    tile_bytes: int = 1 << 15
+    """Of the queries of a program, and twice those of its keys or values: they share a multiprocessor's memory."""
     elements: int = 1024
     """Of an elementwise program."""
     row_elements: int = 8192
@@ -44,6 +46,7 @@ INTERPRETED = Tiles(
     many_units=8,
     attention_rows=256,
     attention_keys=128,
+    tile_bytes=1 << 30,
     elements=1 << 16,
     row_elements=1 << 17,
     programs=1,

@@ -26,6 +26,20 @@ def operand(v, MODE: tl.constexpr):
 
 
 @triton.jit
+def dot_weight(x, weight, acc, MODE: tl.constexpr, TWICE: tl.constexpr):
+    """acc + x weight^T with weights float32 as operands; TWICE adds what rounding took from them.
+
+    A code times its scale keeps the precision of its scale, and rounding it costs no more than rounding x does. A
+    minimum besides makes numbers of twice as many bits: their sums would be less exact than the manifest states.
+    """
+    w = operand(weight, MODE)
+    acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+    if TWICE and MODE != 0:
+        acc = tl.dot(x, tl.trans(operand(weight - w.to(tl.float32), MODE)), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
 def decode(
     lo, hi, scale, above, low, low_above, table, rows, units, mask, num_columns, PART: tl.constexpr,
     LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,

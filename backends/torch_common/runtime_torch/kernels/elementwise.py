@@ -46,7 +46,7 @@ def glu(gate, up, y, size, alpha, limit, KIND: tl.constexpr, BLOCK: tl.constexpr
     tl.store(y + at, v, mask=at < size)
 
 
-@triton.jit(do_not_specialize=["fill", "inner_at"])
+@triton.jit(do_not_specialize=["fill", "inner_at", "inner"])
 def stage(
     source, target, sizes, outer_at, inner_at, inner, num_outer, num_inner, fill, REPEAT_LAST: tl.constexpr,
     BO: tl.constexpr, BI: tl.constexpr,

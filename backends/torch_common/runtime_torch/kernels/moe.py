@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from runtime_torch.kernels.blocks import decode, operand
+from runtime_torch.kernels.blocks import decode, dot_weight
 
 
 @triton.jit
@@ -85,12 +85,11 @@ def moe_many(
                 *(lo, hi, scale, above, low, low_above, table, rows, units, mask, num_columns, part),
                 *(LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, MINIMUM, CODEBOOK),
             )
-            w = operand(value * s[:, :, None] + m[:, :, None], MODE)
             if MODE > 2:
                 xs = xs.to(tl.float32)
-            acc = tl.dot(
-                tl.reshape(xs, [BM, BU * W]), tl.trans(tl.reshape(w, [BN, BU * W])), acc, input_precision="ieee"
-            )
+            xs = tl.reshape(xs, [BM, BU * W])
+            weight = tl.reshape(value * s[:, :, None] + m[:, :, None], [BN, BU * W])
+            acc = dot_weight(xs, weight, acc, MODE, MINIMUM)
     if HAS_BIAS:
         acc += tl.load(bias + rows, mask=n < num_rows, other=0.0)[None, :]
     out = pairs.to(tl.int64)[:, None] * num_rows + n[None, :]
