@@ -44,7 +44,12 @@ def as_operand(site: Site, x: torch.Tensor, mode: int) -> tuple[torch.Tensor, li
     if mode == F32:
         return x, []
     rounded = site.scratch(tuple(x.shape), torch.bfloat16)
-    return rounded, [lambda: rounded.copy_(x)]
+    calls: list[Call] = [lambda: rounded.copy_(x)]
+    if not site.settings.is_interpreted:
+        return rounded, calls
+    # the interpreter widens the smallest numbers of bf16 wrongly (Triton 3.9); torch does not
+    wide = site.scratch(tuple(x.shape))
+    return wide, [*calls, lambda: wide.copy_(rounded)]
 
 
 def _blocks(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:

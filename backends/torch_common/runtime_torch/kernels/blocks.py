@@ -35,6 +35,8 @@ def dot_weight(x, weight, acc, MODE: tl.constexpr, TWICE: tl.constexpr):
     w = operand(weight, MODE)
     acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
     if TWICE and MODE != 0:
+        # infinities have had their say: another sign of what is left would turn them into NaN
+        x = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0).to(x.dtype)
         acc = tl.dot(x, tl.trans(operand(weight - w.to(tl.float32), MODE)), acc, input_precision="ieee")
     return acc
 

@@ -85,8 +85,6 @@ def moe_many(
                 *(lo, hi, scale, above, low, low_above, table, rows, units, mask, num_columns, part),
                 *(LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, MINIMUM, CODEBOOK),
             )
-            if MODE > 2:
-                xs = xs.to(tl.float32)
             xs = tl.reshape(xs, [BM, BU * W])
             weight = tl.reshape(value * s[:, :, None] + m[:, :, None], [BN, BU * W])
             acc = dot_weight(xs, weight, acc, MODE, MINIMUM)
