@@ -14,6 +14,7 @@ from runtime.ops import CATALOGUE
 from runtime_conformance.case import Case, Tensor
 from runtime_conformance.cases import make_cases, spaces
 from runtime_conformance.cases.covering import covering_rows
+from runtime_conformance.cases.edges import edge_cases
 from runtime_conformance.data import Stream, decode_data, make_data, make_decoy
 from runtime_conformance.model_cases import model_cases
 
@@ -135,3 +136,12 @@ def test_the_operations_of_a_graph_become_cases():
     cases = list(model_cases(b.build(), reference_manifest("cpu")))
     assert {c.op for c in cases} == {"rms_norm@1", "linear@1"}
     assert {c.inputs["weight"].shape for c in cases if c.op == "linear@1"} == {(512, 96)}
+
+
+@pytest.mark.parametrize("op", ["activation@1", "glu@1", "swiglu_ffn@1", "decoder_layer@1"])
+def test_the_edge_of_an_attribute_called_kind_is_a_case_of_that_attribute(op: str) -> None:
+    manifest = Manifest("x", rules=(Rule(op, (OneOf("kind", ("silu",)),)),))
+    space = next(s for s in spaces(manifest) if s.op == op)
+    (inside, *_) = edge_cases(space, manifest, 4)
+    assert inside.attrs["kind"] == "silu"
+    assert inside.kind != "silu"

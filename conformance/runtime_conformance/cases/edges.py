@@ -16,7 +16,7 @@ from runtime_conformance.cases.space import Space
 MAX_ELEMENTS = 1 << 22
 """Larger cases are left out: a bound of a million columns is a test of memory."""
 _ROWS_TRIED = 60
-_PARAMETERS = {("activation@1", "kind"): "function", ("glu@1", "kind"): "function"}
+_PARAMETERS = {(op, "kind"): "function" for op in ("activation@1", "glu@1", "swiglu_ffn@1", "decoder_layer@1")}
 """Attributes whose name is taken by another factor of the space."""
 
 
