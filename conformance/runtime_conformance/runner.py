@@ -77,7 +77,7 @@ def run_suite(target: Target, options: Options, progress: Progress | None = None
     rows += run_cases(target, manifest, cases, options, progress)
     rows += _untested(manifest, cases)
     if options.ops == ("*",) and options.level in ("L2", "L3"):
-        rows += _run_programs(target, manifest, options)
+        rows += run_programs(target, manifest, options)
     if options.ops == ("*",) and options.level == "L3":
         rows += run_scale(target, manifest, options)
     rows += _broken_promises(manifest, options)
@@ -252,13 +252,15 @@ def _run_checks(target: Target, manifest: Manifest, options: Options) -> list[Ro
     return rows
 
 
-def _run_programs(target: Target, manifest: Manifest, options: Options) -> Iterator[Row]:
+def run_programs(
+    target: Target, manifest: Manifest, options: Options, names: Sequence[str] = PROGRAMS
+) -> Iterator[Row]:
     """Whole steps of a small decoder, as an engine runs them; what the device lacks runs on the host."""
     device, judge = target.worker(), Worker({"role": "judge"})
     numerics = [asdict(n) for n in dict.fromkeys(r.numerics for r in manifest.rules)]
     kv_format = manifest.kv_layouts[0].formats[0] if manifest.kv_layouts else "f16"
     try:
-        for name in PROGRAMS:
+        for name in names:
             row = Row(f"serve/{name}", "serve", "L2", Verdict.PASS, spoken(name), required=True)
             started = time.perf_counter()
             try:

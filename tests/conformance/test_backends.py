@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 
 import pytest
 
@@ -35,6 +36,17 @@ def test_two_runs_with_one_seed_differ_in_nothing_but_times(capsys, tmp_path):
     runs = [conformant(capsys, tmp_path / name, "--backend", "cpu", "--level", "L3", "--seed", "3") for name in "ab"]
     first, second = (dump(without_times(run)) for run in runs)
     assert first == second
+
+
+def test_a_whole_program_can_be_repeated_by_the_id_that_a_report_shows(capsys):
+    assert main(["conformance", "repro", "serve/straight", "--backend", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("PASS serve/straight\n")
+
+
+def test_the_support_matrix_has_a_speed(capsys):
+    assert main(["conformance", "support", "--backend", "cpu", "--ops", "rms_norm@1", "--budget", "smoke"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| rms_norm@1 | native")]
+    assert re.search(r"\| \d+ % \|$", row)
 
 
 @pytest.fixture

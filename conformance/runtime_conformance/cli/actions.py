@@ -131,17 +131,22 @@ def find_case(target: Target, args: argparse.Namespace) -> Case:
 
 def repro(args: argparse.Namespace) -> int:
     """Run one case and show everything about it."""
-    from runtime_conformance.runner import run_cases
+    from runtime_conformance.runner import PROGRAMS, run_cases, run_programs
 
     target = find_target(args.backend, args.threads)
-    case = find_case(target, args)
-    (row,) = run_cases(target, target.manifest(), [case], _options(args))
-    print(f"{row.verdict} {case.id}\n  {case.describe()}\n  expects: {case.expect}; origin: {case.origin}")
+    program = args.case.removeprefix("serve/")
+    if program != args.case and program in PROGRAMS:
+        (row,) = run_programs(target, target.manifest(), _options(args), (program,))
+        print(f"{row.verdict} {row.case_id}\n  {row.title}")
+    else:
+        case = find_case(target, args)
+        (row,) = run_cases(target, target.manifest(), [case], _options(args))
+        print(f"{row.verdict} {case.id}\n  {case.describe()}\n  expects: {case.expect}; origin: {case.origin}")
     if row.numerics:
         print("  numerics: " + ", ".join(f"{k}={v}" for k, v in row.numerics.items()))
     if row.figures:
         print("  figures: " + ", ".join(f"{k} {v:g}" for k, v in row.figures.items()))
-    for sentence in row.detail.split("; "):
+    for sentence in filter(None, row.detail.split("; ")):
         print(f"  {sentence}")
     report = Report(target, target.manifest(), _options(args), [row])
     return report.exit_code
@@ -191,8 +196,12 @@ def diff(args: argparse.Namespace) -> int:
 
 
 def support(args: argparse.Namespace) -> int:
-    """The support matrix, from a run."""
-    report = run_suite(find_target(args.backend, args.threads), _options(args), _progress())
+    """The support matrix, from a run and short measurements."""
+    from runtime_conformance.perf import measure
+
+    target = find_target(args.backend, args.threads)
+    report = run_suite(target, _options(args), _progress())
+    report.performance = measure(target, report.manifest, report.options, budget_s=0.1)
     print(markdown(report), end="")
     return 0
 
