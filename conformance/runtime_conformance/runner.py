@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
@@ -253,7 +253,7 @@ def _run_checks(target: Target, manifest: Manifest, options: Options) -> list[Ro
 
 
 def run_programs(
-    target: Target, manifest: Manifest, options: Options, names: Sequence[str] = PROGRAMS
+    target: Target, manifest: Manifest, options: Options, names: Iterable[str] = PROGRAMS
 ) -> Iterator[Row]:
     """Whole steps of a small decoder, as an engine runs them; what the device lacks runs on the host."""
     device, judge = target.worker(), Worker({"role": "judge"})

@@ -131,7 +131,8 @@ def find_case(target: Target, args: argparse.Namespace) -> Case:
 
 def repro(args: argparse.Namespace) -> int:
     """Run one case and show everything about it."""
-    from runtime_conformance.runner import PROGRAMS, run_cases, run_programs
+    from runtime_conformance.device.serving import PROGRAMS
+    from runtime_conformance.runner import run_cases, run_programs
 
     target = find_target(args.backend, args.threads)
     program = args.case.removeprefix("serve/")
