@@ -54,7 +54,9 @@ def test_backends_shows_the_same(site: Site, doctor: subprocess.CompletedProcess
     assert shown.returncode == 0
     rows = {line.split()[0]: " ".join(line.split()) for line in shown.stdout.splitlines() if line[0] != " "}
     for name, (state, stage, reason) in FAULTS.items():
-        assert rows[name].startswith(f"{name} {state} {name}-rt 2.3 {stage}: {reason[:12]}")  # the rest may be on further lines
+        assert rows[name].startswith(
+            f"{name} {state} {name}-rt 2.3 {stage}: {reason[:12]}"
+        )  # the rest may be on further lines
     assert rows["good"].startswith("good ok good-rt 2.3 good chip 8.00 GB 1e+06")
     assert reports(site.run("runtime", "backends", "--json").stdout).keys() >= {*FAULTS, "good", "cpu"}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,16 @@ class ServerProcess:
             assert line, self.lines
             self.lines.append(line)
         self.url = self.lines[-1].split()[1]
+        # A pipe that nobody reads would stop the server at its next message.
+        self._reader = threading.Thread(target=self._drain, daemon=True)
+        self._reader.start()
+
+    def hears(self, text: str, timeout_s: float = 10.0) -> None:
+        """Wait for a line on its standard error."""
+        deadline = time.monotonic() + timeout_s
+        while not any(text in line for line in list(self.lines)):
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.01)
 
     def children(self) -> list[int]:
         """Its child processes: the engine."""
@@ -40,10 +52,18 @@ class ServerProcess:
         assert self.process.stderr
         return self.process.stderr.readline()
 
+    def _drain(self) -> None:
+        while line := self._read():
+            self.lines.append(line)
+
     def __enter__(self) -> ServerProcess:
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self._reader.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream
+            stream.close()

@@ -68,6 +68,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, service: Service, say: Say) -> None:
         # What uvicorn reports below an error is about clients that broke off; it has no place in an operator's log.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        logging.getLogger("asyncio").addFilter(_is_no_departure)
         settings = service.settings
         super().__init__(
             uvicorn.Config(
@@ -201,3 +202,8 @@ def _answers(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
         return True
+
+
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    """A client that leaves while it is written to is no news; asyncio warns of it once for every further write."""
+    return record.getMessage() != "socket.send() raised exception."
