@@ -52,7 +52,6 @@ test: $(VENV)/.ready
 
 test-all: $(VENV)/.oracles $(VENV)/.opencl $(VENV)/.browser
 	RUNTIME_REQUIRE_OPENCL=1 $(BIN)/python -m pytest -q -n 2 tests plugins/opencl/tests
-	$(BIN)/python tools/sanitize.py
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
