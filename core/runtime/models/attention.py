@@ -10,7 +10,7 @@ from runtime.models.step import Step
 
 
 def attention(step: Step, name: str, layer: LayerSpec, x: Value) -> Value:
-    """Rotated, cached, grouped attention with its projections."""
+    """Rotated, cached, grouped attention with the projections before it."""
     if layer.rope is None:
         q, kv = _qkv_without_rope(step, name, x)
     else:
@@ -18,8 +18,8 @@ def attention(step: Step, name: str, layer: LayerSpec, x: Value) -> Value:
         q, kv = step.op("qkv_rope_write", f"{name}qkv", qkv_attrs(step, layer.rope), x=x, **inputs)
     sinks = step.optional(f"{name}sinks.weight")
     attrs = attention_attrs(step, layer)
-    y = step.op("attention", f"{name}attention", attrs, q=q, kv=kv, sinks=sinks, **step.batch)
-    return step.linear(f"{name}o_proj", y)
+    y: Value = step.op("attention", f"{name}attention", attrs, q=q, kv=kv, sinks=sinks, **step.batch)
+    return y
 
 
 def attention_attrs(step: Step, layer: LayerSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 from runtime.dtypes import FORMATS, Span
 from runtime.errors import InvalidArgument
 from runtime.graph import Graph, GraphBuilder, Value
-from runtime.models.layers import decoder_layer
+from runtime.models.layers import decoder_layer, last_layer
 from runtime.models.spec import ModelSpec
 from runtime.models.step import Step
 from runtime.models.weights import weight_source
@@ -62,9 +62,9 @@ def build_graph(
     x: Value = step.op(
         "embed", "embed_tokens", embed, token_ids=step.token_ids, weight=step.weight("embed_tokens.weight")
     )
-    for index in range(spec.num_layers):
+    for index in range(spec.num_layers - 1):
         x = decoder_layer(step, index, x)
-    rows = step.norm("norm", step.op("gather_rows", "wanted_rows", x=x, rows=step.logits_rows))
+    rows = step.norm("norm", last_layer(step, x))
     builder.output(output, _logits(step, rows) if output == "logits" else rows)
     return builder.build()
 

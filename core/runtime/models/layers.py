@@ -15,7 +15,24 @@ def decoder_layer(step: Step, index: int, x: Value) -> Value:
     if is_plain(step.spec, layer):
         return _whole(step, name, layer, x)
     y = attention(step, name, layer, step.norm(f"{name}attn_norm", x))
-    x = _residual(step, f"{name}attn", x, y)
+    return _after_attention(step, name, layer, x, y)
+
+
+def last_layer(step: Step, x: Value) -> Value:
+    """The last layer for the rows whose logits are wanted: of the others, only keys and values have a use."""
+    index = step.spec.num_layers - 1
+    name, layer = f"layers.{index}.", step.spec.layers[index]
+    y = attention(step, name, layer, step.norm(f"{name}attn_norm", x))
+    x, y = (
+        step.op("gather_rows", f"{name}wanted_{what}", x=rows, rows=step.logits_rows)
+        for what, rows in (("rows", x), ("attention", y))
+    )
+    return _after_attention(step, name, layer, x, y)
+
+
+def _after_attention(step: Step, name: str, layer: LayerSpec, x: Value, y: Value) -> Value:
+    """The rest of a layer, from its input x and what attention gave, y."""
+    x = _residual(step, f"{name}attn", x, step.linear(f"{name}o_proj", y))
     h = step.norm(f"{name}ffn_norm", x)
     y = experts(step, name, h) if layer.sparse else dense_ffn(step, name, h)
     return _residual(step, f"{name}ffn", x, y)

@@ -148,15 +148,24 @@ def test_experts_of_different_formats_are_refused() -> None:
         weight_source(describe_model("hf", config, tensors))
 
 
-def test_layers_are_whole_composites_where_nothing_is_special() -> None:
+def test_layers_are_whole_composites_and_the_last_one_goes_on_with_the_wanted_rows_only() -> None:
     graph = build_graph(
         describe_model("gguf", *llama_gguf()), max_num_tokens=8, max_num_seqs=2, max_model_len=64, block_size=4
     )
     assert [node.name for node in graph] == [
         "embed_tokens",
         "layers.0.decoder_layer",
-        "layers.1.decoder_layer",
-        "wanted_rows",
+        "layers.1.attn_norm",
+        "layers.1.qkv",
+        "layers.1.attention",
+        "layers.1.wanted_rows",
+        "layers.1.wanted_attention",
+        "layers.1.o_proj",
+        "layers.1.attn_residual",
+        "layers.1.ffn_norm",
+        "layers.1.mlp",
+        "layers.1.ffn_residual",
         "norm",
         "lm_head",
     ]
+    assert [node.outputs[0].spec.shape[0] for node in graph][4:8] == ["T", "R", "R", "R"]
