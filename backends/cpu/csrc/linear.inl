@@ -10,7 +10,7 @@ namespace {
 
 using namespace rt;
 
-constexpr int64_t DIRECT_ROWS = 12;   // up to here a unit is one panel, read once, straight from its packed form
+constexpr int64_t DIRECT_ROWS = 3;    // up to here a unit is one panel, read once, straight from its packed form
 constexpr int64_t ROW_BLOCK = 264;    // rows whose activations stay in the second-level cache
 constexpr int64_t INT8_SLAB = 1024;   // k whose unpacked panels stay near the first-level cache
 constexpr int64_t PLAIN_SLAB = 256;   // the same without compression; also where chains of addition end

@@ -258,16 +258,15 @@ class Engine:
         )
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
-        prompt_tokens = num_decoding = 0
+        prompt_tokens = 0
         for part in schedule.parts:
             n = part.request.num_prompt_tokens
             if part.start < n:
                 prompt_tokens += min(n - part.start, part.num_scheduled_tokens)
-            if part.num_scheduled_tokens == 1:
-                num_decoding += 1
         self._prompt_tokens += prompt_tokens
         self._steps += 1
         self._step_seconds += seconds
+        num_decoding = schedule.num_decoding
         self.scheduler.pace.record(num_decoding, schedule.num_tokens - num_decoding, seconds)
 
     # --- ends

@@ -9,10 +9,12 @@ SHORT_PROMPT, SHORT_CHUNK = 256, 64
 trickle would keep it, and the size of the batch, waiting."""
 REFRESH_STEPS = 32
 """After so many steps with prompts, one without measures what decoding alone takes."""
-_SHARE = 0.9
+_SHARE = 0.85
 """Of the time of decoding alone that prompts may take beside it: the estimate errs to both sides."""
-_KEEP = 0.75
+_KEEP = 0.5
 """Share of the former mean in a new one: a few steps outweigh one that was disturbed."""
+_NEAR = 0.25
+"""What was measured with so many more or fewer requests stands for a batch, as a part of its size."""
 
 
 @dataclass
@@ -45,13 +47,17 @@ class Pace:
     two tokens of the others, and a crowd at the door is let in at its share of the time, as a batch that stays small
     would serve everybody slowly. See `SHORT_PROMPT` for prompts that are not worth it.
 
+    Time is no line in the number of tokens: the first ones beside a small batch cost much, those that fill up a tile
+    nothing. So the mean time per token of the last steps, decoded ones included, tells how many the next step can
+    take, and it takes one more than that.
+
     A fixed `threshold` replaces all this; 0 sets no limit.
     """
 
     def __init__(self, threshold: int | None = None) -> None:
         self._threshold = threshold
         self._decode_s: dict[int, float] = {}
-        self._prompt_token_s: float | None = None
+        self._token_s: float | None = None
         self._since_refresh = 0
 
     def budget(self, most: int, num_decoding: int, num_prompts: int) -> Budget:
@@ -62,18 +68,18 @@ class Pace:
         return Budget(most, limit, max(limit, SHORT_CHUNK) if limit and self._threshold is None else limit)
 
     def limit(self, num_decoding: int, num_prompts: int) -> int | None:
-        """Most tokens of long prompts in the next step; None sets no limit."""
+        """Most tokens of long prompts in the next step; None sets no limit, 0 lets it measure decoding alone."""
         if not num_decoding or self._threshold == 0:
             return None
         if self._threshold is not None:
             return self._threshold
-        if self._since_refresh >= REFRESH_STEPS or not self._decode_s or self._prompt_token_s is None:
+        alone_s = self._decode_alone(num_decoding)
+        if alone_s is None or self._since_refresh >= REFRESH_STEPS:
             self._since_refresh = 0
-            # The first prompts of a process are computed before anything has been measured, without a limit; the next
-            # steps measure decoding alone.
-            return 0 if not self._decode_s or self._prompt_token_s is not None else None
-        allowed_s = _SHARE * self._decode_alone(num_decoding) * max(1.0, num_prompts / num_decoding)
-        return max(1, int(allowed_s / self._prompt_token_s))
+            return 0
+        allowed_s = alone_s * (1 + _SHARE * max(1.0, num_prompts / num_decoding))
+        token_s = self._token_s or alone_s / num_decoding
+        return max(1, int(allowed_s / token_s) + 1 - num_decoding)
 
     def record(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
         """Learn from a step."""
@@ -83,18 +89,15 @@ class Pace:
             self._decode_s[num_decoding] = seconds if seconds < before else _mean(before, seconds)
             self._since_refresh = 0
             return
-        beside = 0.0
         if num_decoding:
             self._since_refresh += 1
-            if not self._decode_s:
-                return
-            beside = self._decode_alone(num_decoding)
-        each = max(seconds - beside, seconds * 0.05) / num_prompt_tokens
-        self._prompt_token_s = each if self._prompt_token_s is None else _mean(self._prompt_token_s, each)
+            each = seconds / (num_decoding + num_prompt_tokens)
+            self._token_s = each if self._token_s is None else _mean(self._token_s, each)
 
-    def _decode_alone(self, num_decoding: int) -> float:
-        nearest = min(self._decode_s, key=lambda n: abs(n - num_decoding))
-        return self._decode_s[nearest]
+    def _decode_alone(self, num_decoding: int) -> float | None:
+        """Seconds of a step of so many requests without prompts, None where nothing near has been measured."""
+        nearest = min(self._decode_s, key=lambda n: abs(n - num_decoding), default=0)
+        return self._decode_s[nearest] if abs(nearest - num_decoding) <= _NEAR * num_decoding else None
 
 
 def _mean(before: float, now: float) -> float:

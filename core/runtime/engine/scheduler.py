@@ -37,10 +37,12 @@ class Moved:
 class Schedule:
     """One step: first blocks are moved out, then in, then copied, then the parts are computed, in this order of rows.
 
+    num_decoding  the first so many parts are the one token of requests that decode
     block_copies  (source, target) block ids
     """
 
     parts: tuple[Scheduled, ...]
+    num_decoding: int
     swap_out: tuple[Moved, ...] = ()
     swap_in: tuple[Moved, ...] = ()
     block_copies: tuple[tuple[int, int], ...] = ()
@@ -120,15 +122,16 @@ class Scheduler:
             else:
                 prompts.append(request)
         arriving = min(len(self.waiting), self.max_num_seqs - len(self.running))
-        most = self.max_num_batched_tokens - len(parts)
-        budget = self.pace.budget(most, len(parts), len(prompts) + arriving)
+        num_decoding = len(parts)
+        most = self.max_num_batched_tokens - num_decoding
+        budget = self.pace.budget(most, num_decoding, len(prompts) + arriving)
         for request in prompts:
             self._take_chunk(request, budget, parts)
         if budget.is_open and self.waiting and len(self.running) < self.max_num_seqs:
             self._admit(budget, parts)
         for part in parts:
             self.policy.computes(part.request, part.num_scheduled_tokens)
-        schedule = Schedule(tuple(parts), tuple(self._swap_out), tuple(self._swap_in), tuple(self._copies))
+        schedule = Schedule(tuple(parts), num_decoding, tuple(self._swap_out), tuple(self._swap_in), tuple(self._copies))
         self._swap_out, self._swap_in, self._copies = [], [], []
         return schedule
 
