@@ -9,7 +9,7 @@ SHORT_PROMPT, SHORT_CHUNK = 256, 64
 trickle would keep it, and the size of the batch, waiting."""
 REFRESH_STEPS = 32
 """After so many steps with prompts, one without measures what decoding alone takes."""
-_SHARE = 0.85
+_SHARE = 0.75
 """Of the time of decoding alone that prompts may take beside it: the estimate errs to both sides."""
 _KEEP = 0.5
 """Share of the former mean in a new one: a few steps outweigh one that was disturbed."""

@@ -89,11 +89,12 @@ class Client:
             )
         return Scale(counts[0] - per_word * CALIBRATION_WORDS[0], per_word)
 
-    async def send(self, workload: Workload, ask: Ask, origin: float) -> Sample:
-        """Stream one answer. What goes wrong is in the sample; nothing is raised."""
+    async def send(self, workload: Workload, ask: Ask, origin: float, sample: Sample | None = None) -> Sample:
+        """Stream one answer into `sample`. What goes wrong is in the sample; nothing is raised."""
         import httpx
 
-        sample = Sample(time.perf_counter() - origin)
+        sample = sample or Sample(0.0)
+        sample.start = time.perf_counter() - origin
         body = self._body(workload, ask, stream=True)
         try:
             async with self._http.stream("POST", self._url(workload), json=body) as response:
