@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 from runtime.cli.output import EXIT_INTERRUPTED, emit, report_error, status
 from runtime.engine.llm import LLM
 from runtime.engine.prompts import Message
-from runtime.engine.request import PositionLogprobs, RequestOutput
+from runtime.engine.request import RequestOutput
 from runtime.engine.sampling_params import SamplingParams
 from runtime.errors import InvalidArgument, RuntimeFault
 
@@ -188,7 +187,7 @@ class Session:
             return
         event: dict[str, Any] = {"event": "token", "text": output.text, "token_ids": list(output.token_ids)}
         if output.logprobs is not None:
-            event["logprobs"] = [_plain(p) for p in output.logprobs]
+            event["logprobs"] = [asdict(p) for p in output.logprobs]
         emit(event)
 
     def _finish(self, timing: Timing, text: str, finish_reason: str, seed: int | None, interrupted: bool) -> None:
@@ -210,15 +209,6 @@ class Session:
             status("[stopped]")
         if self.verbose:
             status(timing.describe())
-
-
-def _plain(position: PositionLogprobs) -> dict[str, Any]:
-    """As data for JSON, which has no minus infinity: such a log-probability is null."""
-    plain = asdict(position)
-    for token in (plain["chosen"], *plain["top"]):
-        if math.isinf(token["logprob"]):
-            token["logprob"] = None
-    return plain
 
 
 def _ask() -> str:

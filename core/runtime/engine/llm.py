@@ -142,7 +142,7 @@ class LLM:
         return self.tokenizer
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # text is a sequence of texts, and the first form takes it
         self,
         prompts: str | Sequence[int] | Mapping[str, Any],
         sampling_params: SamplingParams | None = None,
@@ -152,7 +152,7 @@ class LLM:
     ) -> Completion: ...
 
     @overload
-    def generate(  # type: ignore[overload-overlap]  # text is a sequence of texts, and the first form takes it
+    def generate(
         self,
         prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
