@@ -54,7 +54,7 @@ def test_settings_can_be_changed_and_a_copy_is_checked_again() -> None:
 
 
 def test_beams_are_ranked_by_the_models_own_probabilities() -> None:
-    with pytest.raises(InvalidArgument, match="temperature = 0.7"):
+    with pytest.raises(InvalidArgument, match=r"temperature = 0\.7"):
         BeamSearchParams(beam_width=2, max_tokens=4, temperature=0.7)
     with pytest.raises(InvalidArgument, match="beam_width = 0"):
         BeamSearchParams(beam_width=0, max_tokens=4)
