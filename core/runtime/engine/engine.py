@@ -248,7 +248,7 @@ class Engine:
             None,
             request.num_prompt_tokens if is_first else 0,
             request.num_cached_tokens if is_first else 0,
-            request.seed,
+            seed=request.seed,
         )
 
     def _account(self, schedule: Schedule, seconds: float) -> None:

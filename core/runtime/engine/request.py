@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from typing import Any, Literal
 
 from runtime.engine.sampling_params import SamplingParams
@@ -57,11 +56,26 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class PositionLogprobs:
-    """The chosen token of one position and the most probable alternatives, best first."""
+class PositionLogprobs(Mapping[int, TokenLogprob]):
+    """The chosen token of one position and the most probable alternatives, best first.
+
+    It is also vLLM's mapping of token ids to log-probabilities, the chosen token first.
+    """
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]
+
+    def __getitem__(self, token_id: int) -> TokenLogprob:
+        for token in (self.chosen, *self.top):
+            if token.token_id == token_id:
+                return token
+        raise KeyError(token_id)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(dict.fromkeys(token.token_id for token in (self.chosen, *self.top)))
+
+    def __len__(self) -> int:
+        return len({token.token_id for token in (self.chosen, *self.top)})
 
 
 @dataclass(frozen=True)
@@ -102,19 +116,12 @@ class CompletionOutput:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stop_reason: str | int | None
-    positions: tuple[PositionLogprobs, ...] | None = field(repr=False)
+    logprobs: tuple[PositionLogprobs, ...] | None
 
     @property
     def cumulative_logprob(self) -> float | None:
         """Sum of the log-probabilities of the chosen tokens; None unless `logprobs` was asked for."""
-        return None if self.positions is None else sum(p.chosen.logprob for p in self.positions)
-
-    @cached_property
-    def logprobs(self) -> tuple[Mapping[int, TokenLogprob], ...] | None:
-        """For each position the chosen token and the alternatives, by token id."""
-        if self.positions is None:
-            return None
-        return tuple({t.token_id: t for t in (p.chosen, *p.top)} for p in self.positions)
+        return None if self.logprobs is None else sum(p.chosen.logprob for p in self.logprobs)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 
-from runtime import LLM, BeamSearchParams, SamplingParams
+from runtime import LLM, BeamSearchParams, RequestOutput, SamplingParams
+from runtime.engine import batch
 from runtime.engine.prompts import encode_prompt, is_one_prompt
 from runtime.errors import InvalidArgument
 from runtime.tokenizer import ByteTokenizer
@@ -58,3 +60,17 @@ def test_beams_are_ranked_by_the_models_own_probabilities() -> None:
         BeamSearchParams(beam_width=2, max_tokens=4, temperature=0.7)
     with pytest.raises(InvalidArgument, match="beam_width = 0"):
         BeamSearchParams(beam_width=0, max_tokens=4)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_a_line_on_a_terminal_that_goes_away(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    stream, clock = io.StringIO(), iter([0.0, 0.05, 2.0])
+    stream.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(batch.sys, "stderr", stream)
+    monkeypatch.setattr(batch.time, "monotonic", lambda: next(clock))
+    progress = batch.ProgressLine(3)
+    progress.update([RequestOutput("a", "x", (5,))])
+    progress.update([RequestOutput("a", "y", (6,), finish_reason="stop"), RequestOutput("b", "z", (7, 8))])
+    progress.finish()
+    expected = "\r\x1b[K1 of 3 answers, 2.0 tokens/s\r\x1b[K" if is_terminal else ""
+    assert stream.getvalue() == expected
