@@ -99,6 +99,15 @@ def test_an_id_in_use_is_refused_until_its_last_output_was_returned(llm: LLM) ->
     drive(llm)
 
 
+def test_ids_of_others_are_not_in_the_way(llm: LLM) -> None:
+    number = int(llm.generate(PROMPT, GREEDY).request_id.removeprefix("request-"))
+    llm.add_request(f"request-{number + 1}", PROMPT, GREEDY)
+    assert llm.generate(PROMPT, GREEDY).request_id == f"request-{number + 2}"
+    drive(llm)
+    with pytest.raises(InvalidArgument, match="request id '' is empty"):
+        llm.add_request("", PROMPT, GREEDY)
+
+
 def test_a_stream_that_is_never_read_holds_nothing(llm: LLM) -> None:
     llm.stream(PROMPT, GREEDY)
     assert not llm.loaded.engine.has_work

@@ -30,7 +30,7 @@ class Job:
 
 
 class ProgressLine:
-    """How many of `total` answers are complete, on a line of stderr that is removed again; silent in pipes."""
+    """How many of `total` answers or vectors are there, on a line of stderr that goes away again; silent in pipes."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -38,16 +38,17 @@ class ProgressLine:
         self._started = self._last = time.monotonic()
         self._num_finished = self._num_tokens = 0
 
-    def update(self, outputs: Sequence[RequestOutput]) -> None:
-        """Count what a step has made; write at most ten times a second."""
-        self._num_finished += sum(o.finished for o in outputs)
-        self._num_tokens += sum(len(o.token_ids) for o in outputs)
+    def update(self, num_finished: int, num_tokens: int) -> None:
+        """Count what a step has finished and generated; write at most ten times a second."""
+        self._num_finished += num_finished
+        self._num_tokens += num_tokens
         now = time.monotonic()
         if now - self._last < 0.1 or not sys.stderr.isatty():
             return
         self._last, self._is_shown = now, True
-        rate = self._num_tokens / (now - self._started)
-        line = f"{self._num_finished} of {self._total} answers, {rate:.1f} tokens/s"
+        line = f"{self._num_finished} of {self._total}"
+        if self._num_tokens:
+            line += f", {self._num_tokens / (now - self._started):.1f} tokens/s"
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
@@ -93,7 +94,7 @@ def run_jobs(
                 collected[output.request_id].append(output)
                 num_unfinished -= output.finished
             if progress is not None:
-                progress.update(inbox)
+                progress.update(sum(o.finished for o in inbox), sum(len(o.token_ids) for o in inbox))
             inbox.clear()
     finally:
         if progress is not None:
@@ -110,7 +111,13 @@ def run_jobs(
     ]
 
 
-def embed_texts(dispatcher: Dispatcher, texts: Sequence[Sequence[int]], pooling: Pooling) -> list[NDArray[np.float32]]:
+def embed_texts(
+    dispatcher: Dispatcher,
+    texts: Sequence[Sequence[int]],
+    pooling: Pooling,
+    *,
+    progress: ProgressLine | None = None,
+) -> list[NDArray[np.float32]]:
     """A vector [hidden_size] for each text, several in a step; requests that run go on in between."""
     engine = dispatcher.engine
     jobs = [engine.embedding_job(token_ids, pooling) for token_ids in texts]
@@ -121,10 +128,15 @@ def embed_texts(dispatcher: Dispatcher, texts: Sequence[Sequence[int]], pooling:
             window = pending[: engine.scheduler.max_num_seqs]
             for i, vector in zip(window, advance_together([jobs[i] for i in window])):
                 vectors[i] = vector
-            pending = [i for i in window if vectors[i] is None] + pending[len(window) :]
+            unfinished = [i for i in window if vectors[i] is None]
+            pending = unfinished + pending[len(window) :]
+            if progress is not None:
+                progress.update(len(window) - len(unfinished), 0)
             if engine.has_work:
                 dispatcher.step()
     finally:
+        if progress is not None:
+            progress.finish()
         for job in jobs:
             job.close()
     return [vector for vector in vectors if vector is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 from runtime.engine.request import Request, RequestOutput
@@ -19,6 +20,7 @@ class Dispatcher:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._inboxes: dict[str, list[RequestOutput]] = {}
+        self._names = (f"request-{i}" for i in count())
 
     def add(
         self,
@@ -30,10 +32,12 @@ class Dispatcher:
         priority: int = 0,
     ) -> tuple[Request, ...]:
         """Queue a prompt as `Engine.add_request` does; its outputs are appended to `inbox` until it is dropped."""
-        if request_id in self._inboxes:
-            raise InvalidArgument(f"request id '{request_id}' is in use")
+        if request_id is None:
+            request_id = next(name for name in self._names if name not in self._inboxes)
+        elif not request_id or request_id in self._inboxes:
+            raise InvalidArgument(f"request id '{request_id}' is {'in use' if request_id else 'empty'}")
         samples = self.engine.add_request(prompt_token_ids, params, request_id, priority=priority)
-        self._inboxes[samples[0].request_id] = inbox
+        self._inboxes[request_id] = inbox
         return samples
 
     def step(self) -> None:

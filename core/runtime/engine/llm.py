@@ -327,10 +327,13 @@ class LLM:
         """Logits of every position: float32 [len(token_ids), vocab_size]."""
         return self._engine.logits(token_ids)
 
-    def embed(self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last") -> NDArray[np.float32]:
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last", *, use_tqdm: bool = False
+    ) -> NDArray[np.float32]:
         """Hidden states after the last norm, pooled and of length 1: float32 [hidden_size], or [len(prompts), ...].
 
-        pooling  "last" takes the last token's, "mean" the mean of all
+        pooling   "last" takes the last token's, "mean" the mean of all
+        use_tqdm  show the progress on stderr, where that is a terminal
         """
         import numpy as np
 
@@ -339,11 +342,17 @@ class LLM:
         if not batch:
             return np.empty((0, self._loaded.spec.hidden_size), np.float32)
         texts = [encode_prompt(self.tokenizer, prompt)[0] for prompt in batch]
-        rows = np.stack(embed_texts(self._dispatcher, texts, pooling))
+        progress = ProgressLine(len(texts)) if use_tqdm else None
+        rows = np.stack(embed_texts(self._dispatcher, texts, pooling, progress=progress))
         return rows[0] if single else rows
 
     def score(
-        self, queries: Prompt | Sequence[Prompt], documents: Prompt | Sequence[Prompt], pooling: Pooling = "last"
+        self,
+        queries: Prompt | Sequence[Prompt],
+        documents: Prompt | Sequence[Prompt],
+        pooling: Pooling = "last",
+        *,
+        use_tqdm: bool = False,
     ) -> NDArray[np.float32]:
         """Cosines between the embeddings of queries and documents, pair by pair: float32 [len(documents)].
 
@@ -355,7 +364,7 @@ class LLM:
             raise InvalidArgument(
                 f"{num_queries} queries and {num_documents} documents; give one query, or one for each document"
             )
-        vectors = self.embed([*lists[0], *lists[1]], pooling)
+        vectors = self.embed([*lists[0], *lists[1]], pooling, use_tqdm=use_tqdm)
         cosines: NDArray[np.float32] = (vectors[:num_queries] * vectors[num_queries:]).sum(axis=1)
         return cosines
 

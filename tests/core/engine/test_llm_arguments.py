@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime import LLM, BeamSearchParams, RequestOutput, SamplingParams
+from runtime import LLM, BeamSearchParams, SamplingParams
 from runtime.engine import batch
 from runtime.engine.prompts import encode_prompt, is_one_prompt
 from runtime.errors import InvalidArgument
@@ -69,8 +69,8 @@ def test_progress_is_a_line_on_a_terminal_that_goes_away(monkeypatch: pytest.Mon
     monkeypatch.setattr(batch.sys, "stderr", stream)
     monkeypatch.setattr(batch.time, "monotonic", lambda: next(clock))
     progress = batch.ProgressLine(3)
-    progress.update([RequestOutput("a", "x", (5,))])
-    progress.update([RequestOutput("a", "y", (6,), finish_reason="stop"), RequestOutput("b", "z", (7, 8))])
+    progress.update(0, 1)
+    progress.update(1, 3)
     progress.finish()
-    expected = "\r\x1b[K1 of 3 answers, 2.0 tokens/s\r\x1b[K" if is_terminal else ""
+    expected = "\r\x1b[K1 of 3, 2.0 tokens/s\r\x1b[K" if is_terminal else ""
     assert stream.getvalue() == expected
