@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.engine.async_llm import AsyncLLM
+    from runtime.engine.beam_search import BeamSearchOutput, BeamSearchParams
     from runtime.engine.config import EngineConfig
     from runtime.engine.files import load_tokenizer
     from runtime.engine.llm import LLM
-    from runtime.engine.request import Completion, PositionLogprobs, RequestOutput, TokenLogprob
+    from runtime.engine.request import Completion, CompletionOutput, PositionLogprobs, RequestOutput, TokenLogprob
     from runtime.engine.sampling_params import SamplingParams
     from runtime.errors import RuntimeFault
     from runtime.tokenizer import Tokenizer
@@ -29,8 +30,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncLLM": "runtime.engine.async_llm",
+    "BeamSearchOutput": "runtime.engine.beam_search",
+    "BeamSearchParams": "runtime.engine.beam_search",
     "EngineConfig": "runtime.engine.config",
     "LLM": "runtime.engine.llm",
+    "CompletionOutput": "runtime.engine.request",
     "Completion": "runtime.engine.request",
     "PositionLogprobs": "runtime.engine.request",
     "RequestOutput": "runtime.engine.request",
@@ -44,7 +48,10 @@ _HOMES = {
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "Completion",
+    "CompletionOutput",
     "EngineConfig",
     "PositionLogprobs",
     "RequestOutput",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
-from runtime.cli.output import human_bytes, human_count, plural, table, wrap
+from runtime.cli.output import emit, human_bytes, human_count, plural, table, wrap
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,15 @@ def test_columns_align_whatever_their_colours() -> None:
     assert table([("a", "\x1b[32mok\x1b[0m", "x"), ("bbb", "refused", "y")]) == (
         "a    \x1b[32mok\x1b[0m       x\nbbb  refused  y"
     )
+
+
+def test_what_json_does_not_have_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"a": [{"logprob": -math.inf}, (math.nan, 1.5)], "b": {"c": math.inf}, "d": "ü"})
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    line = capsys.readouterr().out
+    expected = {"a": [{"logprob": None}, [None, 1.5]], "b": {"c": None}, "d": "ü"}
+    assert json.loads(line, parse_constant=refuse) == expected
+    assert "ü" in line

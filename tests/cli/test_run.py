@@ -39,6 +39,7 @@ def test_json_gives_status_tokens_and_an_end(command: Callable, tiny: Path) -> N
     assert last["event"] == "end"
     assert last["finish_reason"] == "length"
     assert last["num_output_tokens"] == 6
+    assert isinstance(last["seed"], int)
 
 
 def test_the_same_seed_gives_the_same_answer_and_quiet_says_nothing(command: Callable, tiny: Path) -> None:

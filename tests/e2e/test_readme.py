@@ -1,4 +1,4 @@
-"""The README's promises: its Python blocks run, its verbs exist."""
+"""The README's promises: its Python blocks and those of docs/python.md run, its verbs exist."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+MORE_BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.S)
 
 
 def test_the_readme_fits_on_one_screen_and_shows_code() -> None:
@@ -17,9 +18,9 @@ def test_the_readme_fits_on_one_screen_and_shows_code() -> None:
     assert PYTHON_BLOCKS
 
 
-@pytest.mark.parametrize("code", PYTHON_BLOCKS)
-def test_python_in_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(code, "README.md", "exec"), {})
+@pytest.mark.parametrize("code", PYTHON_BLOCKS + MORE_BLOCKS)
+def test_python_in_the_documents_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "a document", "exec"), {})
     expected = re.findall(r"print\(.*?\)  # (.*)", code)
     assert capsys.readouterr().out.splitlines() == expected
 

@@ -142,7 +142,7 @@ def test_a_request_that_cannot_be_served_fails_alone(llm: LLM) -> None:
     assert answers[0].text == answers[3].text == llm.generate("The capital of France", GREEDY).text  # type: ignore[union-attr]
     assert "leave no token to choose" in (answers[1].error or "")
     assert "prompt has 2000 tokens, context is 1024" in (answers[2].error or "")
-    with pytest.raises(InvalidArgument, match="3 prompts, 2 params"):
+    with pytest.raises(InvalidArgument, match="3 prompts, 2 sampling_params"):
         llm.generate(["a", "b", "c"], [GREEDY, GREEDY])
 
 

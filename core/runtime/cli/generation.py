@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 from runtime.cli.output import EXIT_INTERRUPTED, emit, report_error, status
-from runtime.engine.llm import LLM, Message
+from runtime.engine.llm import LLM
+from runtime.engine.prompts import Message
 from runtime.engine.request import RequestOutput
 from runtime.engine.sampling_params import SamplingParams
 from runtime.errors import InvalidArgument, RuntimeFault
@@ -153,7 +154,7 @@ class Session:
         timing = Timing(len(token_ids))
         started = time.perf_counter()
         pieces: list[str] = []
-        finish_reason = None
+        finish_reason = seed = None
         with interruptible() as interrupt, contextlib.closing(self.llm.stream(token_ids, self.params)) as outputs:
             try:
                 for output in outputs:
@@ -163,7 +164,7 @@ class Session:
                     timing.num_output_tokens += len(output.token_ids)
                     pieces.append(output.text)
                     self._show(output)
-                    finish_reason = output.finish_reason
+                    finish_reason, seed = output.finish_reason, output.seed
                     if interrupt.requested:
                         break
             except KeyboardInterrupt:
@@ -172,7 +173,7 @@ class Session:
             interrupted = interrupt.requested
         timing.e2e_s = time.perf_counter() - started
         text = "".join(pieces)
-        self._finish(timing, text, finish_reason or "aborted", interrupted)
+        self._finish(timing, text, finish_reason or "aborted", seed, interrupted)
         return text, interrupted
 
     def _token_ids(self, prompt: str | Sequence[Message]) -> list[int]:
@@ -189,12 +190,13 @@ class Session:
             event["logprobs"] = [asdict(p) for p in output.logprobs]
         emit(event)
 
-    def _finish(self, timing: Timing, text: str, finish_reason: str, interrupted: bool) -> None:
+    def _finish(self, timing: Timing, text: str, finish_reason: str, seed: int | None, interrupted: bool) -> None:
         if self.as_json:
             emit(
                 {
                     "event": "end",
                     "finish_reason": finish_reason,
+                    "seed": seed,
                     **asdict(timing),
                     "tokens_per_s": timing.tokens_per_s,
                     "prompt_tokens_per_s": timing.prompt_tokens_per_s,

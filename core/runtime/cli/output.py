@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -61,8 +62,20 @@ def report_error(error: RuntimeFault, *, as_json: bool) -> None:
 
 
 def emit(event: dict[str, Any]) -> None:
-    """One JSON object on a line of stdout."""
-    print(json.dumps(event, ensure_ascii=False), flush=True)
+    """One JSON object on a line of stdout. NaN and infinity, which JSON does not have, become null."""
+    try:
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        line = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False)
+    print(line, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def status(line: str) -> None:

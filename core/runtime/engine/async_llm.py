@@ -121,7 +121,7 @@ class AsyncLLM:
     def generate(
         self,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
         priority: int = 0,
@@ -134,7 +134,7 @@ class AsyncLLM:
         EngineDied comes out of the iteration. Closing the iterator, or cancelling the task that waits for it, aborts
         the request within one step.
         """
-        params = params or self.default_sampling_params
+        params = (sampling_params or self.default_sampling_params).with_()  # a copy: the caller's can change
         check_request(prompt_token_ids, params, vocab_size=self.vocab_size, max_model_len=self.max_model_len)
         request_id = request_id or f"request-{next(self._ids)}"
         if request_id in self._streams:

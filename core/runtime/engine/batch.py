@@ -1,17 +1,22 @@
-"""Runs a list of prompts to their ends, in as few steps as the engine can."""
+"""Runs lists of prompts and of texts to their ends, in as few steps as the engine can."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from runtime.engine.dispatcher import Dispatcher
+from runtime.engine.embedding import Pooling, advance_together
 from runtime.engine.request import Completion, PositionLogprobs, Request, RequestOutput
 from runtime.engine.sampling_params import SamplingParams
 from runtime.errors import RuntimeFault
 
 if TYPE_CHECKING:
-    from runtime.engine.engine import Engine
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -24,33 +29,78 @@ class Job:
     prompt: str | None = None
 
 
-def run_jobs(engine: Engine, jobs: Sequence[Job], max_queued: int, *, raise_errors: bool) -> list[Completion]:
+class ProgressLine:
+    """How many of `total` answers or vectors are there, on a line of stderr that goes away again; silent in pipes."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._is_shown = False
+        self._started = self._last = time.monotonic()
+        self._num_finished = self._num_tokens = 0
+
+    def update(self, num_finished: int, num_tokens: int) -> None:
+        """Count what a step has finished and generated; write at most ten times a second."""
+        self._num_finished += num_finished
+        self._num_tokens += num_tokens
+        now = time.monotonic()
+        if now - self._last < 0.1 or not sys.stderr.isatty():
+            return
+        self._last, self._is_shown = now, True
+        line = f"{self._num_finished} of {self._total}"
+        if self._num_tokens:
+            line += f", {self._num_tokens / (now - self._started):.1f} tokens/s"
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Remove the line."""
+        if self._is_shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def run_jobs(
+    dispatcher: Dispatcher,
+    jobs: Sequence[Job],
+    max_queued: int,
+    *,
+    raise_errors: bool,
+    progress: ProgressLine | None = None,
+) -> list[Completion]:
     """A completion for each job, in order. A job that fails has the finish_reason "error", or its error is raised.
 
     At most `max_queued` wait in the engine at a time. However this ends, no request keeps its blocks.
     """
+    engine = dispatcher.engine
     samples: list[tuple[Request, ...]] = []
     refused: dict[int, RuntimeFault] = {}
     collected: dict[str, list[RequestOutput]] = {}
+    inbox: list[RequestOutput] = []
+    num_unfinished = 0
     try:
-        while len(samples) < len(jobs) or engine.has_work:
+        while len(samples) < len(jobs) or num_unfinished:
             while len(samples) < len(jobs) and len(engine.scheduler.waiting) < max_queued:
                 job = jobs[len(samples)]
                 try:
-                    requests = engine.add_request(job.token_ids, job.params, priority=job.priority)
+                    requests = dispatcher.add(job.token_ids, job.params, inbox, priority=job.priority)
                     collected[requests[0].request_id] = []
                 except RuntimeFault as fault:
                     if raise_errors:
                         raise
                     refused[len(samples)] = fault
                     requests = ()
+                num_unfinished += len(requests)
                 samples.append(requests)
-            for output in engine.step():
-                if output.request_id in collected:
-                    collected[output.request_id].append(output)
+            dispatcher.step()
+            for output in inbox:
+                collected[output.request_id].append(output)
+                num_unfinished -= output.finished
+            if progress is not None:
+                progress.update(sum(o.finished for o in inbox), sum(len(o.token_ids) for o in inbox))
+            inbox.clear()
     finally:
+        if progress is not None:
+            progress.finish()
         for request_id in collected:
-            engine.abort(request_id)
+            dispatcher.drop(request_id)
     if raise_errors:
         for requests in samples:
             for request in requests:
@@ -59,6 +109,37 @@ def run_jobs(engine: Engine, jobs: Sequence[Job], max_queued: int, *, raise_erro
         _refusal(job, refused[i]) if i in refused else _completions(job, samples[i], collected)
         for i, job in enumerate(jobs)
     ]
+
+
+def embed_texts(
+    dispatcher: Dispatcher,
+    texts: Sequence[Sequence[int]],
+    pooling: Pooling,
+    *,
+    progress: ProgressLine | None = None,
+) -> list[NDArray[np.float32]]:
+    """A vector [hidden_size] for each text, several in a step; requests that run go on in between."""
+    engine = dispatcher.engine
+    jobs = [engine.embedding_job(token_ids, pooling) for token_ids in texts]
+    vectors: list[NDArray[np.float32] | None] = [None] * len(jobs)
+    pending = list(range(len(jobs)))
+    try:
+        while pending:
+            window = pending[: engine.scheduler.max_num_seqs]
+            for i, vector in zip(window, advance_together([jobs[i] for i in window])):
+                vectors[i] = vector
+            unfinished = [i for i in window if vectors[i] is None]
+            pending = unfinished + pending[len(window) :]
+            if progress is not None:
+                progress.update(len(window) - len(unfinished), 0)
+            if engine.has_work:
+                dispatcher.step()
+    finally:
+        if progress is not None:
+            progress.finish()
+        for job in jobs:
+            job.close()
+    return [vector for vector in vectors if vector is not None]
 
 
 def raise_error(request: Request) -> None:
@@ -95,4 +176,5 @@ def _completion(job: Job, request: Request, outputs: Sequence[RequestOutput]) ->
         seed=request.seed,
         num_cached_tokens=request.num_cached_tokens,
         error=None if request.error is None else str(request.error),
+        request_id=request.request_id,
     )

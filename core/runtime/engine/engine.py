@@ -77,6 +77,7 @@ class Engine:
         timeout_s: float | None = None,
     ) -> tuple[Request, ...]:
         """Queue a prompt: one request for each of its `n` samples. Raises InvalidArgument when it can never run."""
+        params = params.with_()  # a copy, checked again: the caller may change its own
         check_request(prompt_token_ids, params, vocab_size=self.vocab_size, max_model_len=self.max_model_len)
         request_id = request_id or f"request-{next(self._ids)}"
         if request_id in self._samples:
@@ -138,14 +139,6 @@ class Engine:
             return np.concatenate(parts)
         finally:
             pool.free(request.block_table)
-
-    def embed(self, token_ids: Sequence[int], pooling: Pooling = "last") -> NDArray[np.float32]:
-        """The pooled hidden state after the last norm, of length 1: float32 [hidden_size]."""
-        job = self.embedding_job(token_ids, pooling)
-        vector = None
-        while vector is None:
-            vector = job.advance()
-        return vector
 
     def embedding_job(self, token_ids: Sequence[int], pooling: Pooling) -> EmbeddingJob:
         """An embedding to be computed between steps. Raises InvalidArgument, or Unsupported."""
@@ -255,6 +248,7 @@ class Engine:
             None,
             request.num_prompt_tokens if is_first else 0,
             request.num_cached_tokens if is_first else 0,
+            seed=request.seed,
         )
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
@@ -295,7 +289,9 @@ class Engine:
         text = self._detokenizers[request].flush()
         self._finish(request, reason)
         error = None if request.error is None else str(request.error)
-        return RequestOutput(request.request_id, text, (), finish_reason=reason, index=request.index, error=error)
+        return RequestOutput(
+            request.request_id, text, (), finish_reason=reason, index=request.index, error=error, seed=request.seed
+        )
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         assert request.state is not RequestState.FINISHED

@@ -10,7 +10,7 @@ WAITING ──> RUNNING ──> PREEMPTED        RUNNING holds blocks; WAITING a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -49,13 +49,33 @@ class TokenLogprob:
     rank: int
     text: str
 
+    @property
+    def decoded_token(self) -> str:
+        """`text`, by vLLM's name."""
+        return self.text
+
 
 @dataclass(frozen=True)
-class PositionLogprobs:
-    """The chosen token of one position and the most probable alternatives, best first."""
+class PositionLogprobs(Mapping[int, TokenLogprob]):
+    """The chosen token of one position and the most probable alternatives, best first.
+
+    It is also vLLM's mapping of token ids to log-probabilities, the chosen token first.
+    """
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]
+
+    def __getitem__(self, token_id: int) -> TokenLogprob:
+        for token in (self.chosen, *self.top):
+            if token.token_id == token_id:
+                return token
+        raise KeyError(token_id)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(dict.fromkeys(token.token_id for token in (self.chosen, *self.top)))
+
+    def __len__(self) -> int:
+        return len({token.token_id for token in (self.chosen, *self.top)})
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class RequestOutput:
     error              with finish_reason "error": what went wrong
     num_prompt_tokens  tokens of the prompt
     num_cached_tokens  of those, tokens whose keys and values were found in the prefix cache
+    seed               reproduces the sample
     """
 
     request_id: str
@@ -78,11 +99,34 @@ class RequestOutput:
     error: str | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    seed: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is the last output of its sample."""
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One sample of a prompt in the shape that vLLM gives it."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    logprobs: tuple[PositionLogprobs, ...] | None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the log-probabilities of the chosen tokens; None unless `logprobs` was asked for."""
+        return None if self.logprobs is None else sum(p.chosen.logprob for p in self.logprobs)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished generation.
+    """A finished generation. It is also the list of one that vLLM makes of a single prompt: item 0 is itself.
 
     `token_ids` holds every generated token, an end-of-generation token included; `text` leaves special tokens and the
     stop string out. `seed` reproduces it.
@@ -90,6 +134,7 @@ class Completion:
     num_cached_tokens  tokens of the prompt that were found in the prefix cache
     error              with finish_reason "error": what went wrong
     others             with `n` > 1: samples 1 .. n - 1 of the same prompt
+    request_id         by which the engine knew it; empty where it was refused
     """
 
     prompt: str | None
@@ -103,6 +148,29 @@ class Completion:
     num_cached_tokens: int = 0
     error: str | None = None
     others: tuple[Completion, ...] = ()
+    request_id: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """True: there are no unfinished completions."""
+        return True
+
+    @property
+    def outputs(self) -> tuple[CompletionOutput, ...]:
+        """All samples of the prompt."""
+        return tuple(
+            CompletionOutput(i, c.text, c.token_ids, c.finish_reason, c.stop_reason, c.logprobs)
+            for i, c in enumerate((self, *self.others))
+        )
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Completion]:
+        return iter((self,))
+
+    def __getitem__(self, index: int) -> Completion:
+        return (self,)[index]
 
 
 @dataclass(eq=False)
@@ -151,7 +219,8 @@ class Request:
     """`block_table` as the runner last wrote it."""
 
     def __post_init__(self) -> None:
-        self.seed = secrets.randbits(63) if self.params.seed is None else (self.params.seed + self.index) % 2**64
+        # Drawn seeds are whole numbers that every reader of JSON keeps.
+        self.seed = secrets.randbits(53) if self.params.seed is None else (self.params.seed + self.index) % 2**64
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -18,7 +18,7 @@ MAX_SAMPLES = 128
 """Most samples of one prompt that `n` may ask for."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SamplingParams:
     """Sampling settings, named and ranged as users of vLLM know them.
 
@@ -43,7 +43,8 @@ class SamplingParams:
     structured           what the output must match: a JSON schema, a regular expression, a grammar
 
     Filters apply in the order temperature, top_k, top_p, min_p, typical_p. Log-probabilities are those of the model,
-    before temperature, filters and penalties.
+    before temperature, filters and penalties. A request takes a checked copy: what is changed later counts for later
+    requests.
     """
 
     temperature: float = 1.0
@@ -67,8 +68,8 @@ class SamplingParams:
     structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        self.stop_token_ids = tuple(self.stop_token_ids)
         for name, low, high, rule in _RANGES:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:

@@ -155,3 +155,21 @@ def test_a_tiny_pool_serves_many_long_requests_with_preemptions_and_the_same_tok
         assert isinstance(engine.runner, RememberingRunner)
         computed = engine.runner.num_tokens
         assert computed == 16 * 48 if swap else computed > 16 * 48
+
+
+def test_staggered_requests_take_as_many_steps_as_the_longest_and_not_as_all_together() -> None:
+    scheduler = Scheduler(BlockPool(32 * 16, BLOCK_SIZE), 32, 256)
+    engine = null_engine(scheduler)
+    lengths = [40 - i // 2 for i in range(32)]
+    tokens: dict[str, list[int]] = {}
+    num_steps = 0
+    while engine.has_work or num_steps < 32:
+        if num_steps < 32:
+            params = SamplingParams(max_tokens=lengths[num_steps], seed=num_steps, ignore_eos=True)
+            engine.add_request([20 + num_steps] * 9, params, f"r{num_steps}")
+        for output in engine.step():
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+        num_steps += 1
+    assert tokens == {f"r{i}": expected_tokens([20 + i] * 9, i, n) for i, n in enumerate(lengths)}
+    assert max(i + n for i, n in enumerate(lengths)) == 56
+    assert num_steps == 56 < sum(lengths) / 18
