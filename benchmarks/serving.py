@@ -1,13 +1,16 @@
-"""Measures `runtime serve` under load, beside llama-server where its program is given: the same file, taking turns.
+"""Measures `runtime serve` under load, beside other servers where their commands are given: one file, taking turns.
 
-    python benchmarks/serving.py --model model.gguf --llama-server PATH --threads 2 --json FILE
+    python benchmarks/serving.py --model model.gguf --threads 2 --json FILE --peer 'llama-server=llama-server
+        -m {model} --port {port} -t {threads} -tb {threads} -np {clients} -c {context} --no-webui'
 
     load    32 clients that wait for their answers, 256 tokens in and 64 out; servers take turns
     rising  the same with 1, 4 and 16 clients
     prefix  16 requests one after the other, whose prompts share their first 1024 tokens
     long    a prompt of 4096 tokens arrives while 4 and 16 streams run: gaps between their tokens before and meanwhile
 
-Clients and servers share the machine, as the processors that clients take are part of what serving costs.
+Each server is started for its turn and warmed up by a few requests. Clients and servers share the machine, as the
+processors that clients take are part of what serving costs. A peer's command may name {model}, {port}, {threads},
+{clients} and {context}: tokens for all clients together.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -39,6 +45,7 @@ PORT = 8217
 START_S = 120.0
 CLIENTS = 32
 """Sequences that either server may run at once, and clients of the measurement `load`."""
+WARM_UP_REQUESTS = 8
 LONG_PROMPT, WARM_UP_S, BEFORE_S = 4096, 12.0, 8.0
 
 Record = dict[str, Any]
@@ -64,7 +71,7 @@ def serving(command: Sequence[str]) -> Iterator[str]:
 
 def _is_ready() -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{PORT}/health", timeout=1.0).status_code == 200
+        return httpx.get(f"http://127.0.0.1:{PORT}/v1/models", timeout=1.0).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -78,13 +85,10 @@ def runtime_command(options: argparse.Namespace, context: int, blocks: int | Non
     ]
 
 
-def llama_command(options: argparse.Namespace, context: int) -> list[str]:
-    """How llama-server is started: its context is shared by its slots."""
-    threads = str(options.threads)
-    return [
-        *(str(options.llama_server), "-m", str(options.model), "--port", str(PORT), "-t", threads, "-tb", threads),
-        *("-np", str(CLIENTS), "-c", str(CLIENTS * context), "--no-webui"),
-    ]
+def peer_command(options: argparse.Namespace, template: str, context: int) -> list[str]:
+    """How a peer is started."""
+    values = {"model": options.model, "port": PORT, "threads": options.threads, "clients": CLIENTS}
+    return [part.format(**values, context=CLIENTS * context) for part in shlex.split(template)]
 
 
 async def clients_wait(url: str, clients: int, requests: int) -> Record:
@@ -92,6 +96,8 @@ async def clients_wait(url: str, clients: int, requests: int) -> Record:
     workload = Workload()
     async with Client(url) as client:
         scale = await client.calibrate(workload)
+        warm_up = replace(workload, seed=1)
+        await closed_loop(client, warm_up, scale, clients=min(4, clients), requests=WARM_UP_REQUESTS)
         return summarize(await closed_loop(client, workload, scale, clients=clients, requests=requests))
 
 
@@ -146,14 +152,16 @@ def measure(options: argparse.Namespace) -> list[Record]:
         records.append({"kind": kind, "engine": engine, **record})
         print(f"{kind}, {engine}: {_short(records[-1])}", file=sys.stderr, flush=True)
 
-    engines = ["runtime", "llama-server"] if options.llama_server else ["runtime"]
+    peers = dict(peer.split("=", 1) for peer in options.peer)
+    engines = ["runtime", *peers]
     wanted = options.only.split(",")
     loads = [("load", CLIENTS, turn) for turn in range(options.turns)] if "load" in wanted else []
     if "rising" in wanted:
         loads += [("rising", clients, 0) for clients in (1, 4, 16)]
     for kind, clients, turn in loads:
         for engine in engines if turn % 2 == 0 else reversed(engines):
-            command = runtime_command(options, 512) if engine == "runtime" else llama_command(options, 512)
+            ours = engine == "runtime"
+            command = runtime_command(options, 512) if ours else peer_command(options, peers[engine], 512)
             with serving(command) as url:
                 add(kind, engine, asyncio.run(clients_wait(url, clients, max(8, 2 * clients))))
     if "prefix" in wanted:
@@ -177,19 +185,17 @@ def _short(record: Record) -> str:
     )
 
 
-def ratios(records: Sequence[Record]) -> str:
-    """Output tokens per second of both servers by number of clients: medians, and their ratio."""
-    rows = [("clients", "runtime", "llama-server", "ratio")]
+def speeds(records: Sequence[Record]) -> str:
+    """Output tokens per second by server and number of clients: medians, and what they are of the peers'."""
+    engines = list(dict.fromkeys(r["engine"] for r in records if "clients" in r))
+    rows = [("clients", *engines, *(f"of {peer}'s" for peer in engines[1:]))]
     for clients in sorted({r["clients"] for r in records if "clients" in r}):
-        speeds = {
-            engine: sorted(
-                r["output_tokens_per_s"] for r in records if r.get("clients") == clients and r["engine"] == engine
-            )
-            for engine in ("runtime", "llama-server")
-        }
-        ours, theirs = (percentile(s, 50) if s else None for s in speeds.values())
-        cells = [f"{s:.1f}" if s else "-" for s in (ours, theirs)]
-        rows.append((str(clients), *cells, f"{ours / theirs:.2f}" if ours and theirs else "-"))
+        medians = []
+        for engine in engines:
+            found = [r for r in records if r.get("clients") == clients and r["engine"] == engine]
+            medians.append(statistics.median(r["output_tokens_per_s"] for r in found))
+        shares = [f"{medians[0] / median:.2f}" for median in medians[1:]]
+        rows.append((str(clients), *(f"{median:.1f}" for median in medians), *shares))
     return table(rows)
 
 
@@ -197,7 +203,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--llama-server", type=Path, help="the program to compare with")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3, help="of the measurement load (%(default)s)")
     parser.add_argument("--only", default="load,rising,prefix,long", help="(%(default)s)")
@@ -215,7 +221,7 @@ def main() -> int:
         }
         options.json_file.write_text(json.dumps(document), encoding="utf-8")
     if any("clients" in r for r in records):
-        print(ratios(records))
+        print(speeds(records))
     return 1 if any(r.get("failed") for r in records) else 0
 
 
