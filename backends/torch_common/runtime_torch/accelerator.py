@@ -13,15 +13,11 @@ from runtime.backend import TimedOut
 from runtime_torch.errors import translated
 
 
-GRAPHS: dict[str, Callable[[Callable[[], None]], Any]] = {}
-"""Device type -> what makes a graph of work, for a stand-in of a device type whose torch has none."""
-
-
 class Accelerator:
     """The device `device_type:index`. On torch's cpu everything is done when a call returns."""
 
     def __init__(self, device_type: str, index: int) -> None:
-        self.is_async = device_type != "cpu"
+        self.is_async = self.has_graphs = device_type != "cpu"
         self.device = torch.device(device_type, index) if self.is_async else torch.device("cpu")
         self._module: Any = getattr(torch, device_type)
         if self.is_async:
@@ -64,15 +60,8 @@ class Accelerator:
         target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
         return target.copy_(source, non_blocking=True)
 
-    @property
-    def has_graphs(self) -> bool:
-        """Whether `capture` works."""
-        return self.is_async or self.device.type in GRAPHS
-
     def capture(self, work: Callable[[], None], pool: Any) -> Any:
         """A graph of what `work` submits, to be replayed. `work` must have run before, so that all is compiled."""
-        if self.device.type in GRAPHS:
-            return GRAPHS[self.device.type](work)
         make = self._module.XPUGraph if self.device.type == "xpu" else self._module.CUDAGraph
         graph = make()
         with translated("capturing a step"), self._module.graph(graph, pool=pool, stream=self.stream):
@@ -81,7 +70,7 @@ class Accelerator:
 
     def graph_pool(self) -> Any:
         """Memory that graphs of this device share."""
-        return None if self.device.type in GRAPHS else self._module.graph_pool_handle()
+        return self._module.graph_pool_handle()
 
 
 def wait_for(event: Any, what: str, timeout_s: float | None) -> None:

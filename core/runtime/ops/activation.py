@@ -46,7 +46,7 @@ def _apply(r: Rounding, kind: str, x: NDArray[Any]) -> NDArray[Any]:
 def _plus_one(r: Rounding, t: NDArray[Any]) -> NDArray[Any]:
     """1 + t for t from -1 to 1, as a kernel that holds t has it.
 
-    Where float64 has no digits left of it, a kernel may still have some (of a sigmoid, say): t is never beyond rounding.
+    Where float64 has no digits left, a kernel may still have some (of a sigmoid, say): t is never free of rounding.
     """
     import numpy as np
 

@@ -44,8 +44,9 @@ def executables(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_capture_runs_nothing_and_replay_reads_what_lies_in_the_same_memory(device: Any):
     import torch
-    from runtime_torch.kernels import elementwise
     from runtime_torch_graph import capture
+
+    from runtime_torch.kernels import elementwise
 
     x, y, z = torch.tensor([1.0, -2.0]), torch.zeros(2), torch.zeros(2)
 

@@ -46,12 +46,15 @@ class TorchCpuBackend:
         prepare_interpreter()
         from runtime_torch.device import TorchDevice
 
-        if self.settings.capture:
-            from runtime_torch.accelerator import GRAPHS
+        settings = self.settings.with_options(dict(config.options))
+        opened = TorchDevice(device, settings, config)
+        if settings.capture:
             from runtime_torch_graph import capture
 
-            GRAPHS["cpu"] = capture
-        return TorchDevice(device, self.settings.with_options(dict(config.options)), config)
+            opened._accelerator.has_graphs = True
+            opened._accelerator.capture = lambda work, pool: capture(work)
+            opened._accelerator.graph_pool = lambda: None
+        return opened
 
 
 def prepare_interpreter() -> None:

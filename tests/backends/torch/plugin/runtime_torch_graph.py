@@ -46,7 +46,9 @@ class _Recording(TorchDispatchMode):
         if name in ("empty", "empty_strided", "empty_like", "new_empty") or _is_view(func):
             return made
         if not isinstance(made, torch.Tensor):
-            raise ExecutionFailed(f"{name} gives {type(made).__name__}, for which the stand-in of a graph has no memory")
+            raise ExecutionFailed(
+                f"{name} gives {type(made).__name__}, for which the stand-in of a graph has no memory"
+            )
         made.fill_(torch.nan if made.is_floating_point() else -1)  # there are no results yet
         self.graph.nodes.append(lambda: made.copy_(func(*args, **kwargs)))
         return made
