@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,29 @@ def test_a_file_that_is_no_manifest_is_refused(
     result = command("plan", tiny, "--manifest", path)
     assert result.code == 2
     assert message in result.err
+
+
+def test_a_model_that_does_not_fit_fails_after_its_plan_is_shown(
+    command: Callable, tmp_path: Path, write_model: Callable
+) -> None:
+    """The KV cache fits beside the weights, the intermediates of a step beside both do not."""
+    write_model(tmp_path / "long.gguf", context=64)
+    arguments = ("plan", tmp_path / "long.gguf", "--backend", "absent")
+    (plan,) = command(*arguments, "--json").events
+    needed = plan["memory"]["absent"]["total_bytes"]
+    assert command(*arguments, "--memory", str(needed / 1e9)).code == 0
+    result = command(*arguments, "--memory", str((needed - 1000) / 1e9))
+    assert result.code == 2
+    assert "DOES NOT FIT" in result.out
+    assert re.search(
+        r"error: long\.gguf with a context of 64 tokens takes .* absent has .*: it does not fit", result.err
+    )
+    plan, error = command(*arguments, "--memory", str((needed - 1000) / 1e9), "--json").events
+    assert (plan["event"], plan["fits"]) == ("plan", False)
+    assert (error["event"], error["code"]) == ("error", "out_of_memory")
+
+
+def test_weights_that_are_larger_than_the_memory_are_named(command: Callable, tiny: Path) -> None:
+    result = command("plan", tiny, "--backend", "absent", "--memory", "0.0001")
+    assert result.code == 2
+    assert "the weights of tiny.gguf take 141 KB, absent has 100 KB: it does not fit" in result.err

@@ -58,7 +58,7 @@ def opencl():
 
 
 def test_the_opencl_backend_serves_models_of_common_files(opencl, capsys, tmp_path):
-    result = conformant(capsys, tmp_path, "--backend", "opencl", "--level", "L2", "--profile", "Q-GGUF-core")
+    result = conformant(capsys, tmp_path, "--backend", "opencl", "--level", "L3", "--profile", "Q-GGUF-core")
     assert result["counts"]["PASS"] > 200
     assert result["fingerprint"]["distribution"] == "runtime-opencl"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.backend import Numerics
+from runtime.backend import KVLayout, Manifest, Numerics, Rule
 from runtime_conformance.case import Case, Tensor
+from runtime_conformance.cases import make_cases
 from runtime_conformance.data import decode_data, make_data
 from runtime_conformance.judging.judge import judge
 from runtime_conformance.judging.oracle import make_oracle
@@ -115,3 +116,22 @@ def test_ties_of_topk_may_fall_either_way():
     assert judge(case, [values, np.array([[5, 2]])], oracle, inputs).passed
     assert not judge(case, [values, np.array([[2, 2]])], oracle, inputs).passed
     assert not judge(case, [values, np.array([[1, 3]])], oracle, inputs).passed
+
+
+def test_slots_that_are_not_written_do_not_hide_that_those_which_are_are_off_by_one_unit():
+    layout = KVLayout(block_sizes=(16,), formats=("f16",))
+    manifest = Manifest("bench", rules=(Rule("qkv_rope_write@1", numerics=F32),), kv_layouts=(layout,))
+    cases = make_cases(manifest, budget="pr", ops=("qkv_rope_write",))
+    case = next(c for c in cases if c.kind == "normal" and not c.law and c.expect == "run")
+    inputs = decode_data(case, make_data(case, 7))
+    oracle = make_oracle(case, inputs, F32, 7)
+    q, kv = (expected.value for expected in oracle.outputs)
+    written = (kv != inputs["kv"]).any(-1)
+    assert written.mean() < 0.5
+    q = q.astype(np.float32).astype(float)
+    nearest = kv.astype(np.float16)
+    assert judge(case, [q, nearest.astype(float)], oracle, inputs).passed
+    off = np.where(written[..., None], np.nextafter(nearest, np.float16(np.inf)), nearest).astype(float)
+    judgement = judge(case, [q, off], oracle, inputs)
+    assert judgement.figures["max_z"] < 7
+    assert "rms z" in judgement.reasons[0]

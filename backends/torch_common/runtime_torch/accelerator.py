@@ -17,7 +17,7 @@ class Accelerator:
     """The device `device_type:index`. On torch's cpu everything is done when a call returns."""
 
     def __init__(self, device_type: str, index: int) -> None:
-        self.is_async = device_type != "cpu"
+        self.is_async = self.has_graphs = device_type != "cpu"
         self.device = torch.device(device_type, index) if self.is_async else torch.device("cpu")
         self._module: Any = getattr(torch, device_type)
         if self.is_async:

@@ -152,7 +152,7 @@ class RegionExecutable:
                 continue
             add = self._fused.get(node)
             calls += LOWER[node.op.key](site) if add is None else norm_of_sum(sites[add], site)
-        if bucket is None or not self._accelerator.is_async:
+        if bucket is None or not self._accelerator.has_graphs:
             return Program(calls, checker.checks)
         return CapturedProgram(calls, checker.checks, self._accelerator, self._pool_of_graphs)
 

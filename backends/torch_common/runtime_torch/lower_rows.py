@@ -8,7 +8,7 @@ from runtime_torch.calls import Call, Site, cdiv, clamp, launch
 from runtime_torch.kernels import elementwise, norm
 from runtime_torch.settings import next_power
 
-KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "swiglu_oai": 4}
+KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "swiglu_oai": 4, "sigmoid": 5, "tanh": 6}
 """As kernels number them."""
 
 
@@ -72,11 +72,8 @@ def lower_activation(site: Site) -> list[Call]:
         return [
             launch(elementwise.activation, (cdiv(y.numel(), block),), x, y, y.numel(), KIND=KINDS[kind], BLOCK=block)
         ]
-    if kind in ("relu", "relu2"):
-        calls: list[Call] = [lambda: torch.clamp(x, min=0.0, out=y)]
-        return calls if kind == "relu" else [*calls, lambda: torch.mul(y, y, out=y)]
-    function = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}[kind]
-    return [lambda: function(x, out=y)]
+    calls: list[Call] = [lambda: torch.clamp(x, min=0.0, out=y)]
+    return calls if kind == "relu" else [*calls, lambda: torch.mul(y, y, out=y)]
 
 
 def lower_add(site: Site) -> list[Call]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runtime.backend import Buffer, Device, Rule, RuntimeFault, TensorSpec, Unsupported
-from runtime.dtypes import encode
+from runtime.dtypes import Span, encode
 from runtime.graph import expand_composites, make_region
 from runtime_conformance.case import Case, build_graph
 from runtime_conformance.data import make_data, make_decoy
@@ -45,7 +45,8 @@ class Outcome:
 class Session:
     """One compiled case with its buffers: to be run several times with different contents.
 
-    `hints` go to the device's compiler; with `expand`, a composite is taken apart into a region of several nodes.
+    `hints` go to the device's compiler; with `expand`, a composite is taken apart into a region of several nodes. The
+    region allows steps that are `spare` larger in every open dimension, as that of an engine would.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class Session:
         *,
         hints: Mapping[str, Any] | None = None,
         expand: bool = False,
+        spare: int = 0,
     ) -> None:
         self.device, self.case = device, case
         self.graph, self.node, self.sizes = build_graph(case)
+        dims = with_room(self.sizes, spare)
         if expand:
             self.graph = expand_composites(self.graph, keep=lambda node: False)
         self.input_buffers: dict[str, Buffer] = {}
@@ -75,6 +78,7 @@ class Session:
                 self.resident[name] = device.allocate(spec)
             else:
                 self.input_buffers[name] = device.allocate(spec)
+        largest = {name: span.hi for name, span in dims.items()}
         for name, value in self.graph.constants.items():
             assert value.data is not None
             self.resident[name] = self._load(
@@ -82,10 +86,11 @@ class Session:
             )
         for value in self.graph.outputs.values():
             spec = TensorSpec(value.spec.format, value.spec.resolve(self.sizes), value.spec.layout)
-            buffer = self.resident[states[value].name] if value in states else device.allocate(spec)
+            room = TensorSpec(value.spec.format, value.spec.resolve(largest), value.spec.layout)
+            buffer = self.resident[states[value].name] if value in states else device.allocate(room)
             self.outputs.append((value, spec, buffer))
         outputs = list(self.graph.outputs.values())
-        region = make_region("case", list(self.graph.nodes), self.graph.dims, outputs, states)
+        region = make_region("case", list(self.graph.nodes), {**self.graph.dims, **dims}, outputs, states)
         self.executable = device.compile(region, self.resident, hints or {})
         self._states = states
 
@@ -135,6 +140,11 @@ class Session:
         self.executable.close()
         for buffer in (*self.input_buffers.values(), *self.resident.values(), *(b for _, _, b in self.outputs)):
             buffer.close()
+
+
+def with_room(sizes: Mapping[str, int], spare: int) -> dict[str, Span]:
+    """Ranges of the open dimensions of a region that also takes steps `spare` larger; without, of this very step."""
+    return {name: Span(1 if spare else size, size + spare) for name, size in sizes.items()}
 
 
 def match(device: Device, case: Case) -> tuple[Rule | None, tuple[str, ...]]:

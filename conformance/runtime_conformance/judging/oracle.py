@@ -34,6 +34,7 @@ class Expected:
     value     float64 (int64 for integers), not rounded
     format    of the tensor; `declared` the coarser of it and the declared output
     sigma     standard deviation of every element, or None for integers and bytes
+    computed  whether the runs moved the element, or None; what is only moved, or left alone, has no error to average
     gain_se   standard error of the overall gain
     spread    standard deviation of rms z from run to run: large where elements are few or share their errors
     """
@@ -44,6 +45,7 @@ class Expected:
     sigma: NDArray[np.float64] | None = None
     gain_se: float = 0.0
     spread: float = 0.0
+    computed: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _is_exact(case: Case, inputs: Mapping[str, Any], points: Mapping[str, str], 
 
 def _deviation(
     value: NDArray[Any], errors: NDArray[Any], formats: tuple[str, str], points: Mapping[str, str], elementary: float
-) -> tuple[NDArray[np.float64], float, float]:
+) -> tuple[NDArray[np.float64], float, float, NDArray[np.bool_]]:
     """Standard deviation per element, drawn toward its row's, of the gain, and of rms z: see `Expected`."""
     import numpy as np
 
@@ -201,9 +203,10 @@ def _deviation(
     # values that lie on the grid of the output share the direction in which they are rounded
     least += 0.06 * 2.0 ** -min(SIGNIFICAND_BITS.get(f, 24) for f in formats)
     sigma = np.maximum(sigma, floor)
-    scores = (errors / sigma)[:, finite]
+    computed: NDArray[np.bool_] = finite & (errors != 0).any(0)
+    scores = (errors / sigma)[:, computed]
     spread = float(np.sqrt((scores**2).mean(1)).std()) if scores.size else 0.0
-    return sigma, float(np.sqrt((slopes**2).mean() + least**2)), spread
+    return sigma, float(np.sqrt((slopes**2).mean() + least**2)), spread, computed
 
 
 def unit_in_last_place(x: NDArray[Any], *formats: str) -> NDArray[np.float64]:

@@ -180,6 +180,16 @@ def _wraps(honest: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _cut(given: dict[str, Any]) -> dict[str, Any]:
+    """Keys with the bits of float32 that float16 has no room for set to zero."""
+    import numpy as np
+
+    if given["kv"].dtype != np.float16:
+        return {}
+    bits = np.asarray(given["k"], np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
+    return {"k": bits.view(np.float32)}
+
+
 def _only_keys(honest: Callable[..., Any]) -> Callable[..., Any]:
     def run(kv: Any, **given: Any) -> Any:
         values = kv[1].copy()
@@ -206,6 +216,7 @@ CACHE = (
         "the cache is written through bfloat16",
         asks(lambda g: {"k": rounded("bf16", g["k"]).astype(g["k"].dtype)}),
     ),
+    Saboteur("write-cuts", "kv_write@1", "what is written to a cache in f16 is cut instead of rounded", asks(_cut)),
     Saboteur(
         "stale-after-preemption",
         "kv_write@1",

@@ -1,5 +1,6 @@
 """The contract between the core and a backend: the only package that a plugin imports."""
 
+from runtime.backend.collectives import HostCommunicator
 from runtime.backend.contract import (
     API_LEVEL,
     API_MAJOR,
@@ -65,6 +66,7 @@ __all__ = [
     "FinishedEvent",
     "Format",
     "FormatRegistry",
+    "HostCommunicator",
     "InvalidArgument",
     "KVLayout",
     "KernelBackend",

@@ -1,4 +1,7 @@
-"""Show where a model would run and what memory it takes: by manifests alone, so the chip need not be there."""
+"""Show where a model would run and what memory it takes: by manifests alone, so the chip need not be there.
+
+Ends with exit code 2 where the model does not fit.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.cli.arguments import add_model, add_placement, model_path, placement
 from runtime.cli.output import emit, human_bytes, human_count, paint, plural, table
 from runtime.cli.texts import read_text
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, OutOfMemory
 
 if TYPE_CHECKING:
     from runtime.backend import Manifest
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     target = _target(args)
     model = open_for_engine(config.model)
     with model.file:
+        if config.place is None:
+            _require(model.file.nbytes, f"the weights of {model.name} take", target)
         manifests = {target.manifest.backend: target.manifest, **_placed_elsewhere(config.place, target)}
         manifests.setdefault(HOST, reference_manifest(HOST))
         step, context, kv_format = plan_model(model, config, manifests, free_bytes=target.memory_bytes)
@@ -88,7 +93,22 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(report.describe())
             print(f"\n{_node_table(report) if args.verbose else _operation_table(report)}")
+    if not report.fits:
+        sys.stdout.flush()
+        _require(report.needed, f"{model.name} with a context of {context.max_model_len} tokens takes", target)
     return 0
+
+
+def _require(needed: int, what: str, target: Target) -> None:
+    if target.memory_bytes is not None and needed > target.memory_bytes:
+        raise OutOfMemory(
+            f"{what} {human_bytes(needed)}, {target.manifest.backend} has {human_bytes(target.memory_bytes)}: "
+            "it does not fit",
+            remedy="use weights of fewer bits, a shorter context (--ctx), fewer users, or share the layers between "
+            "devices (--place)",
+            requested_bytes=needed,
+            available_bytes=target.memory_bytes,
+        )
 
 
 def _target(args: argparse.Namespace) -> Target:
@@ -170,6 +190,16 @@ class Report:
             }
         return devices
 
+    @property
+    def needed(self) -> int:
+        """Bytes on the device that is planned for."""
+        return self.memory.get(self.target.manifest.backend, {}).get("total_bytes", 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether its memory holds them, as far as that is known."""
+        return self.target.memory_bytes is None or self.needed <= self.target.memory_bytes
+
     def describe(self) -> str:
         """Lines for a person."""
         from runtime.models import parameter_count
@@ -206,6 +236,7 @@ class Report:
             "weights_bytes_loaded": self._loaded(),
             "memory": self.memory,
             "memory_bytes_available": self.target.memory_bytes,
+            "fits": self.fits,
             "step": self.step.to_json(),
             "sampling": self.sampling.to_json(),
         }
@@ -231,8 +262,7 @@ class Report:
         available = self.target.memory_bytes
         if available is None or name != self.target.manifest.backend:
             return text
-        fits = "fits in" if parts["total_bytes"] <= available else "DOES NOT FIT in"
-        return f"{text} · {fits} {human_bytes(available)}"
+        return f"{text} · {'fits in' if self.fits else 'DOES NOT FIT in'} {human_bytes(available)}"
 
 
 _PARTS = {"weights": "weights_bytes", "KV cache": "kv_bytes", "intermediates": "intermediates_bytes"}

@@ -208,7 +208,8 @@ class _Placer:
             elif composite is not None and self._has_rule(device, self._expanded[composite]):
                 how = "decomposed"
             if composite is not None:
-                reasons = (*reasons, *(f"part of {composite}: {r}" for r in self._why_expanded[composite]))
+                why = "; ".join(dict.fromkeys(self._why_expanded[composite]))
+                reasons = (*reasons, f"part of {composite}: {why}")
             nodes.append(node)
             placements.append(Placement(node, device, how, fit.rule, reasons))
         result = eliminate_dead(replace(graph, nodes=tuple(nodes), weights=weights))

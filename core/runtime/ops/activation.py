@@ -27,10 +27,10 @@ def _apply(r: Rounding, kind: str, x: NDArray[Any]) -> NDArray[Any]:
     if kind == "silu":
         y = x * _sigmoid(r, x)
     elif kind == "gelu":
-        y = 0.5 * x * (1.0 + r("accumulate", erf(r("accumulate", x / sqrt(2)))))
+        y = 0.5 * x * _plus_one(r, erf(r("accumulate", x / sqrt(2))))
     elif kind == "gelu_tanh":
         inner = r("accumulate", sqrt(2 / pi) * (x + 0.044715 * x * x * x))
-        y = 0.5 * x * (1.0 + r("accumulate", np.tanh(inner)))
+        y = 0.5 * x * _plus_one(r, np.tanh(inner))
     elif kind == "quick_gelu":
         y = x * _sigmoid(r, r("accumulate", 1.702 * x))
     elif kind == "sigmoid":
@@ -40,6 +40,18 @@ def _apply(r: Rounding, kind: str, x: NDArray[Any]) -> NDArray[Any]:
     else:
         y = np.maximum(x, 0.0)
         y = y * y if kind == "relu2" else y
+    return y
+
+
+def _plus_one(r: Rounding, t: NDArray[Any]) -> NDArray[Any]:
+    """1 + t for t from -1 to 1, as a kernel that holds t has it.
+
+    Where float64 has no digits left, a kernel may still have some (of a sigmoid, say): t is never free of rounding.
+    """
+    import numpy as np
+
+    inside = np.maximum(t, np.nextafter(-1.0, 0.0))
+    y: NDArray[Any] = np.maximum(1.0 + t + (r("accumulate", inside) - inside), 0.0)
     return y
 
 

@@ -56,8 +56,9 @@ class Rounding:
     def dot(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         """Matrix product a [..., M, K] with b [..., N, K] -> [..., M, N], summed at the point `accumulate`.
 
-        The random error of a sum of K products in a format with p bits grows like 2^-p sqrt(K / 6) times the root of
-        the sum of squared products (independent roundings of a running sum in random order).
+        As `sum`, whose variance for products of random signs is that of a random walk, 4^-p K / 6 times the sum of
+        their squares. Products of one sign (a query and its own key, say) add up to more: then every partial sum is
+        large, and so is its rounding. Terms that happen to cancel in one element are not taken to make it more exact.
         """
         import numpy as np
 
@@ -67,10 +68,9 @@ class Rounding:
             return y
         assert self.rng is not None
         k = a.shape[-1]
-        norm = np.sqrt((a * a) @ np.swapaxes(b * b, -1, -2))
-        result: NDArray[Any] = (
-            y + self.rng.standard_normal(y.shape) * 2.0 ** -SIGNIFICAND_BITS[fmt] * np.sqrt(k / 6) * norm
-        )
+        squares = (a * a) @ np.swapaxes(b * b, -1, -2)
+        deviation = 2.0 ** -SIGNIFICAND_BITS[fmt] * np.sqrt(k * (np.maximum(y * y, squares) / 9 + squares / 18))
+        result: NDArray[Any] = y + self.rng.standard_normal(y.shape) * deviation
         return result
 
     def sum(self, x: NDArray[Any]) -> NDArray[Any]:

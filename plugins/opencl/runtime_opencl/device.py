@@ -11,6 +11,7 @@ from runtime.backend import (
     Buffer,
     DeviceConfig,
     DeviceInfo,
+    HostCommunicator,
     InvalidArgument,
     Manifest,
     Region,
@@ -113,8 +114,9 @@ class OpenclDevice:
             raise Unsupported(f"{region.name} cannot be compiled by {self._manifest.backend}", reasons=reasons)
         return RegionExecutable(region, resident, self._queue, self._programs, self._allocator, self._counters)
 
-    def communicator(self, group: Sequence[str], rank: int) -> None:
-        """No collectives."""
+    def communicator(self, group: Sequence[str], rank: int) -> HostCommunicator:
+        """A rank among processes of this host: OpenCL has no way from device to device, so sums are made there."""
+        return HostCommunicator(self, group, rank)
 
     def memory(self) -> Mapping[str, tuple[int, int]]:
         """Pool -> (free, total)."""

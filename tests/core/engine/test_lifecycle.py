@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -24,9 +25,9 @@ class World:
 
     def __init__(self, seed: int, **scheduler: Any) -> None:
         self.rng = random.Random(seed)
-        policy = make_policy(self.rng.choice(["fcfs", "priority", "fair"]))
+        self.seen = Counter([policy := ("fcfs", "priority", "fair")[seed % 3]])
         pool = BlockPool(scheduler.pop("num_blocks", 24), BLOCK_SIZE)
-        self.scheduler = Scheduler(pool, 5, 16, policy=policy, **scheduler)
+        self.scheduler = Scheduler(pool, 5, 16, policy=make_policy(policy), **scheduler)
         failing = random.Random(seed + 1)
         copies = self.rng.random() < 0.7
         self.engine = null_engine(self.scheduler, failing=failing, max_model_len=64, can_copy_blocks=copies)
@@ -57,7 +58,11 @@ class World:
         if rng.random() < 0.04:
             prompt[0] = rng.choice([7, 11])
         params = SamplingParams(
-            max_tokens=rng.randint(1, 30), seed=rng.randrange(5), n=rng.choice([1, 1, 1, 2, 3]), ignore_eos=True
+            max_tokens=rng.randint(1, 30),
+            seed=rng.randrange(5),
+            n=rng.choice([1, 1, 1, 2, 3]),
+            ignore_eos=True,
+            stop_token_ids=range(20, rng.choice([20, 20, 30])),
         )
         timeout_s = rng.choice([None, None, None, 0.0, 0.002])
         samples = self.engine.add_request(
@@ -93,6 +98,8 @@ class World:
                 assert bool(request.block_table) == (request.state is RequestState.RUNNING)
                 for block_id in request.block_table:
                     held[block_id] = held.get(block_id, 0) + 1
+                self.seen["swapped"] += request.num_swapped_blocks > 0
+            self.seen["shared"] += any(held[b] > 1 for r in samples for b in r.block_table)
         assert all(pool.references(b) == held.get(b, 0) for b in range(pool.num_blocks))
         assert pool.num_free + len(held) == pool.num_blocks
         assert pool.num_cached <= pool.num_free
@@ -104,6 +111,7 @@ class World:
 def test_random_events_leave_a_full_pool(num_events: int) -> None:
     reasons: dict[str, int] = {}
     preemptions = hits = 0
+    seen: Counter[str] = Counter()
     for seed in range(num_events // 2500):
         caching, swap = bool(seed & 1), 12 * (seed >> 1 & 1)
         world = World(seed, enable_prefix_caching=caching, num_swap_blocks=swap)
@@ -116,12 +124,15 @@ def test_random_events_leave_a_full_pool(num_events: int) -> None:
         assert not world.alive
         assert world.scheduler.pool.num_free == 24
         assert world.scheduler.num_free_swap_blocks == swap
+        seen.update(world.seen)
         preemptions += world.scheduler.num_preemptions
         hits += world.scheduler.prefix_cache_hits
         assert world.engine.stats().requests_finished == {"stop": 0} | world.reasons
         for reason, count in world.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
-    assert set(reasons) == {"length", "aborted", "error", "timeout"}
+    assert set(reasons) == {"length", "stop", "aborted", "error", "timeout"}
+    assert set(seen) == {"fcfs", "priority", "fair", "swapped", "shared"}
+    assert min(seen["swapped"], seen["shared"]) > num_events / 100
     assert preemptions > 50
     assert hits > 500
 

@@ -193,3 +193,29 @@ def test_a_running_sum_in_half_precision_stays_within_the_deviation_of_sum():
     runs = [Rounding({"accumulate": "f16"}, "random", rng).sum(x)[:, 0] for _ in range(200)]
     z = (total.astype(float) - x.sum(1)) / np.std(runs, axis=0)
     assert 0.4 < np.sqrt((z * z).mean()) < 1.6
+
+
+@pytest.mark.parametrize("k", [64, 256, 4096])
+@pytest.mark.parametrize("same_sign", [False, True])
+def test_products_that_are_summed_one_after_the_other_stay_within_the_deviation_of_dot(k: int, same_sign: bool):
+    """Products of one sign (a query and its own key) round large partial sums: their errors outgrow a random walk's."""
+    rng = np.random.default_rng(k)
+    a, b = rng.standard_normal((2, 300, 1, k)).astype(np.float32)
+    if same_sign:
+        b = np.abs(b) * np.sign(a)
+    total = np.add.accumulate(a * b, axis=-1, dtype=np.float32)[:, 0, -1]
+    a, b = (a * b).astype(np.float64), np.ones(b.shape)  # the products as they were summed
+    runs = [Rounding({"accumulate": "f32"}, "random", rng).dot(a, b)[:, 0, 0] for _ in range(200)]
+    z = (total.astype(float) - a.sum(-1)[:, 0]) / np.std(runs, axis=0)
+    assert 0.4 < np.sqrt((z * z).mean()) < 1.6
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh"])
+def test_where_a_nonlinearity_vanishes_rounding_allows_what_little_is_left_of_it(kind: str):
+    x = np.array([[-12.0]])
+    run = CATALOGUE["activation@1"].run_reference
+    assert abs(run(Rounding({}), {"x": x}, {"kind": kind})[0].item()) < 1e-15
+    assert abs(run(Rounding({"accumulate": "f32"}, "nearest"), {"x": x}, {"kind": kind})[0].item()) < 1e-15
+    random = Rounding({"accumulate": "f32"}, "random", np.random.default_rng(1))
+    runs = [run(random, {"x": x}, {"kind": kind})[0].item() for _ in range(50)]
+    assert 1e-8 < np.std(runs) < 1e-6

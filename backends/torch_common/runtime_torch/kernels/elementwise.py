@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from runtime_torch.kernels.functions import sigmoid
+from runtime_torch.kernels.functions import sigmoid, tanh
 
-SILU, GELU, GELU_TANH, QUICK_GELU, SWIGLU_OAI = 0, 1, 2, 3, 4
+SILU, GELU, GELU_TANH, QUICK_GELU, SWIGLU_OAI, SIGMOID, TANH = 0, 1, 2, 3, 4, 5, 6
 
 
 @triton.jit
@@ -17,8 +17,12 @@ def _nonlinear(x, KIND: tl.constexpr):
     elif KIND == 2:
         # (1 + tanh z) / 2 is the sigmoid of 2 z
         y = x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    else:
+    elif KIND == 3:
         y = x * sigmoid(1.702 * x)
+    elif KIND == 5:
+        y = sigmoid(x)
+    else:
+        y = tanh(x)
     return y
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 from runtime.backend import BackendInfo, Device, DeviceConfig, DeviceInfo, Manifest, hookimpl
 from runtime_torch.manifest import make_manifest
@@ -45,7 +46,15 @@ class TorchCpuBackend:
         prepare_interpreter()
         from runtime_torch.device import TorchDevice
 
-        return TorchDevice(device, self.settings.with_options(dict(config.options)), config)
+        settings = self.settings.with_options(dict(config.options))
+        opened = TorchDevice(device, settings, config)
+        if settings.capture:
+            from runtime_torch_graph import capture
+
+            opened._accelerator.has_graphs = True
+            opened._accelerator.capture = lambda work, pool: capture(work)
+            opened._accelerator.graph_pool = lambda: None
+        return opened
 
 
 def prepare_interpreter() -> None:
@@ -64,9 +73,33 @@ def prepare_interpreter() -> None:
 
     interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     interpreter._patch_lang = lambda fn: scope
+    interpreter.InterpreterBuilder.cast_impl = _cast_as_chips_do(interpreter, tl)
     interpreter.is_patched_once = True
+
+
+def _cast_as_chips_do(interpreter: Any, tl: Any) -> Any:
+    """float32 to bfloat16 to nearest, and back with its smallest numbers; the interpreter cuts, and loses them."""
+    import numpy as np
+
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def cast_impl(self: Any, source: Any, target: Any) -> Any:
+        kinds = source.dtype.scalar, target.scalar
+        if kinds == (tl.float32, tl.bfloat16):
+            bits = np.ascontiguousarray(source.data).view(np.uint32)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            data = np.where(np.isnan(source.data), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+        elif kinds == (tl.bfloat16, tl.float32):
+            data = (source.data.astype(np.uint32) << 16).view(np.float32)
+        else:
+            return cast(self, source, target)
+        return interpreter.TensorHandle(data, target.scalar)
+
+    return cast_impl
 
 
 plugin = TorchCpuBackend()
 rounded = TorchCpuBackend(replace(SETTINGS, precision="bf16"))
 """The numerics of tensor cores: operands rounded to halves."""
+captured = TorchCpuBackend(replace(SETTINGS, capture=True))
+"""Steps are padded to buckets, captured and replayed, by a graph of torch's operations and interpreted launches."""
