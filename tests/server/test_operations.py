@@ -42,14 +42,16 @@ def test_every_route_but_the_probes_and_the_page_asks_for_the_key(serve: Serve) 
             assert client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_every_key_is_a_tenant_of_its_own(serve: Serve) -> None:
+def test_every_key_is_a_tenant_of_its_own_and_names_of_users_do_not_change_that(serve: Serve) -> None:
     server = serve(api_keys=("first", "second"))
     with server.client() as client:
-        for key in ("first", "second", "first"):
-            client.post("/v1/chat/completions", json=CHAT, headers={"x-api-key": key})
-    first, second, again = [request.tenant for request in server.llm.seen]
-    assert first == again != second
-    assert "first" not in first
+        for key, more in (("first", {}), ("second", {}), ("first", {"user": "Ann"}), ("first", {"cache_salt": "a"})):
+            client.post("/v1/chat/completions", json={**CHAT, **more}, headers={"x-api-key": key})
+    first, second, named, salted = server.llm.seen
+    assert first.tenant == named.tenant == salted.tenant != second.tenant
+    assert "first" not in first.tenant
+    assert len({first.cache_salt, second.cache_salt, salted.cache_salt}) == 3
+    assert first.cache_salt == named.cache_salt
 
 
 def test_all_keys_are_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:

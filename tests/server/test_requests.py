@@ -68,11 +68,22 @@ def test_every_integer_is_a_seed_and_minus_one_draws_one(fake: RunningServer) ->
     assert last_params(fake, seed=10**30).seed == 10**30 % 2**64
 
 
-def test_priority_and_tenant_reach_the_engine(fake: RunningServer) -> None:
+def test_priority_tenant_and_salt_reach_the_engine(fake: RunningServer) -> None:
     chat(fake, priority=-5, cache_salt="team")
-    assert (fake.llm.seen[-1].priority, fake.llm.seen[-1].tenant) == (-5, "/team")
+    assert terms_seen(fake) == (-5, "", "/team", False)
     chat(fake)
-    assert (fake.llm.seen[-1].priority, fake.llm.seen[-1].tenant) == (0, "")
+    assert terms_seen(fake) == (0, "", "", False)
+    chat(fake, user="Ann", skip_reading_prefix_cache=True)
+    assert terms_seen(fake) == (0, "Ann", "", True)
+    post(fake, PLAIN, {"prompt": "a", "cache_prompt": False})
+    assert terms_seen(fake) == (0, "", "", True)
+    post(fake, PLAIN, {"prompt": "a", "cache_prompt": True})
+    assert terms_seen(fake) == (0, "", "", False)
+
+
+def terms_seen(server: RunningServer) -> tuple[Any, ...]:
+    seen = server.llm.seen[-1]
+    return seen.priority, seen.tenant, seen.cache_salt, seen.skip_reading_prefix_cache
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampled, Sampler
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.scheduler import Schedule, Scheduled, Scheduler
-from runtime.engine.stats import EngineStats
+from runtime.engine.stats import EngineStats, StepCounts
 from runtime.engine.structured import Grammars, StructuredOutput, TokenMatcher
 from runtime.engine.validation import check_request, check_text
 from runtime.errors import InvalidArgument, RuntimeFault, Unsupported
@@ -58,8 +58,9 @@ class Engine:
         self._deadlines: list[tuple[float, int, tuple[Request, ...]]] = []
         self._ids = count()
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
-        self._prompt_tokens = self._generation_tokens = self._steps = 0
-        self._step_seconds = 0.0
+        self._prompt_tokens = self._generation_tokens = 0
+        self._prefill_seconds = self._decode_seconds = 0.0
+        self._steps = StepCounts()
 
     @property
     def has_work(self) -> bool:
@@ -74,9 +75,16 @@ class Engine:
         *,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
+        skip_reading_prefix_cache: bool = False,
         timeout_s: float | None = None,
     ) -> tuple[Request, ...]:
-        """Queue a prompt: one request for each of its `n` samples. Raises InvalidArgument when it can never run."""
+        """Queue a prompt: one request for each of its `n` samples. Raises InvalidArgument when it can never run.
+
+        tenant                     whom the policy "fair" gives the tokens to
+        cache_salt                 prefixes are shared among requests of one salt only
+        skip_reading_prefix_cache  compute the whole prompt, whatever is known of it
+        """
         check_request(prompt_token_ids, params, vocab_size=self.vocab_size, max_model_len=self.max_model_len)
         request_id = request_id or f"request-{next(self._ids)}"
         if request_id in self._samples:
@@ -86,7 +94,8 @@ class Engine:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         samples: list[Request] = []
         for index in range(params.n):
-            request = Request(request_id, prompt_token_ids, params, max_tokens, index, priority, tenant, deadline)
+            request = Request(request_id, prompt_token_ids, params, max_tokens, index, priority, tenant, cache_salt)
+            request.skip_reading_prefix_cache, request.deadline = skip_reading_prefix_cache, deadline
             request.leader = samples[0] if samples else None
             request.matcher = self._matcher(params.structured)
             samples.append(request)
@@ -109,10 +118,12 @@ class Engine:
         outputs = self._expire()
         schedule = self.scheduler.schedule()
         if schedule.parts:
-            started = time.perf_counter()
+            started = time.monotonic()
+            for part in schedule.parts:
+                if part.request.scheduled_s is None:
+                    part.request.scheduled_s = started
             outputs += self._run(schedule)
-            seconds = time.perf_counter() - started
-            self._account(schedule, seconds)
+            self._account(schedule, time.monotonic() - started)
         return outputs
 
     def abort(self, request_id: str) -> list[RequestOutput]:
@@ -172,9 +183,15 @@ class Engine:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
             preemptions=scheduler.num_preemptions,
-            steps=self._steps,
-            step_seconds=self._step_seconds,
+            steps=self._steps.steps,
+            step_seconds=self._steps.seconds,
+            step_tokens=self._steps.tokens,
+            step_sequences=self._steps.sequences,
+            steps_by_tokens=tuple(self._steps.by_tokens),
+            longest_sequence=self._steps.longest_sequence,
             requests_finished=dict(self._finished),
         )
 
@@ -223,12 +240,19 @@ class Engine:
         ready = [p.request for p in parts if p.reaches_end]
         for part in parts:
             self.scheduler.computed(part)
-        return [self._append(request, token) for request, token in zip(ready, sampled, strict=True)]
+        now = time.monotonic()
+        return [self._append(request, token, now) for request, token in zip(ready, sampled, strict=True)]
 
-    def _append(self, request: Request, sampled: Sampled) -> RequestOutput:
+    def _append(self, request: Request, sampled: Sampled, now: float) -> RequestOutput:
         if sampled.error is not None:
             return self._fail(request, sampled.error)
         request.output_token_ids.append(sampled.token_id)
+        if request.last_token_s is None:
+            request.first_token_s = now
+            self._prefill_seconds += now - (request.scheduled_s or now)
+        else:
+            self._decode_seconds += now - request.last_token_s
+        request.last_token_s = now
         self._generation_tokens += 1
         is_complete = False
         if request.matcher is not None:
@@ -255,17 +279,18 @@ class Engine:
             None,
             request.num_prompt_tokens if is_first else 0,
             request.num_cached_tokens if is_first else 0,
+            None if detokenizer.finish_reason is None else request.times(now),
         )
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
-        prompt_tokens = 0
+        prompt_tokens = longest = 0
         for part in schedule.parts:
+            longest = max(longest, part.start + part.num_scheduled_tokens)
             n = part.request.num_prompt_tokens
             if part.start < n:
                 prompt_tokens += min(n - part.start, part.num_scheduled_tokens)
         self._prompt_tokens += prompt_tokens
-        self._steps += 1
-        self._step_seconds += seconds
+        self._steps.add(schedule.num_tokens, len(schedule.parts), longest, seconds)
         num_decoding = schedule.num_decoding
         self.scheduler.pace.record(num_decoding, schedule.num_tokens - num_decoding, seconds)
 
@@ -295,7 +320,10 @@ class Engine:
         text = self._detokenizers[request].flush()
         self._finish(request, reason)
         error = None if request.error is None else str(request.error)
-        return RequestOutput(request.request_id, text, (), finish_reason=reason, index=request.index, error=error)
+        times = request.times(time.monotonic())
+        return RequestOutput(
+            request.request_id, text, (), finish_reason=reason, index=request.index, error=error, times=times
+        )
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         assert request.state is not RequestState.FINISHED

@@ -10,6 +10,7 @@ WAITING ──> RUNNING ──> PREEMPTED        RUNNING holds blocks; WAITING a
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -59,6 +60,24 @@ class PositionLogprobs:
 
 
 @dataclass(frozen=True)
+class RequestTimes:
+    """How one sample spent its life, in seconds of the engine's clock.
+
+    queue_s          from its arrival until it was first scheduled, or to its end where it never was
+    prefill_s        from there to the first token, preemptions included; None: there was none
+    decode_s         from the first token to the last one, preemptions included
+    num_preemptions  how often it gave its blocks back
+    max_tokens       most tokens that it might generate: what was asked for, limited by the context
+    """
+
+    queue_s: float
+    prefill_s: float | None
+    decode_s: float
+    num_preemptions: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """What one step added to a request: `text` and `token_ids` are the new part only.
 
@@ -66,6 +85,7 @@ class RequestOutput:
     error              with finish_reason "error": what went wrong
     num_prompt_tokens  tokens of the prompt
     num_cached_tokens  of those, tokens whose keys and values were found in the prefix cache
+    times              with the last output of a sample
     """
 
     request_id: str
@@ -78,6 +98,7 @@ class RequestOutput:
     error: str | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    times: RequestTimes | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,11 @@ class Request:
     priority: int = 0
     """Smaller runs first, where the policy is "priority"."""
     tenant: str = ""
-    """Who asks: prefixes are shared within a tenant only, and the policy "fair" shares tokens among tenants."""
+    """Who asks: the policy "fair" shares tokens among tenants."""
+    cache_salt: str = ""
+    """Prefixes are shared among requests of one salt only."""
+    skip_reading_prefix_cache: bool = False
+    """Compute the whole prompt although its beginning may be known; others may still find it afterwards."""
     deadline: float | None = None
     """When the request times out, on the clock of `time.monotonic`."""
     leader: Request | None = None
@@ -143,6 +168,11 @@ class Request:
     num_overtaken: int = 0
     """Later requests that were admitted first."""
     num_preemptions: int = 0
+    arrived_s: float = field(default_factory=time.monotonic)
+    scheduled_s: float | None = None
+    """When a step first computed something of it."""
+    first_token_s: float | None = None
+    last_token_s: float | None = None
     num_swapped_blocks: int = 0
     """While preempted: blocks whose content lies in the host's memory."""
     swapped: Any = None
@@ -167,6 +197,17 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and output."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def times(self, now: float) -> RequestTimes:
+        """How it spent its life, which is over."""
+        scheduled, first, last = self.scheduled_s, self.first_token_s, self.last_token_s
+        return RequestTimes(
+            queue_s=(now if scheduled is None else scheduled) - self.arrived_s,
+            prefill_s=None if first is None or scheduled is None else first - scheduled,
+            decode_s=0.0 if first is None or last is None else last - first,
+            num_preemptions=self.num_preemptions,
+            max_tokens=self.max_tokens,
+        )
 
     def token_ids_at(self, start: int, stop: int) -> list[int]:
         """Tokens at positions start .. stop - 1 of prompt and output together."""

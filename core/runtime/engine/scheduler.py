@@ -232,7 +232,7 @@ class Scheduler:
         leader = request.leader
         if leader is not None and leader.state is not RequestState.FINISHED and not request.num_preemptions:
             return leader.num_computed_tokens < leader.num_prompt_tokens
-        if not self.enable_prefix_caching or request.num_swapped_blocks:
+        if not self._may_reuse(request) or request.num_swapped_blocks:
             return False
         most = self._most_shared_blocks(request)
         self._extend_hashes(request, most)
@@ -275,10 +275,13 @@ class Scheduler:
         leader, most = request.leader, self._most_shared_blocks(request)
         if leader is not None and leader.state is RequestState.RUNNING and not request.num_preemptions:
             return leader.block_table[:most], leader.block_table[most] if self.can_copy_blocks else None
-        if not self.enable_prefix_caching:
+        if not self._may_reuse(request):
             return [], None
         self._extend_hashes(request, most)
         return self.pool.find(request.block_hashes[:most]), None
+
+    def _may_reuse(self, request: Request) -> bool:
+        return self.enable_prefix_caching and not request.skip_reading_prefix_cache
 
     def _most_shared_blocks(self, request: Request) -> int:
         """At least the last token is computed: its logits are wanted."""
@@ -288,7 +291,7 @@ class Scheduler:
         hashes, block_size = request.block_hashes, self.pool.block_size
         if len(hashes) >= num_blocks:
             return
-        parent = hashes[-1] if hashes else root_hash(request.tenant)
+        parent = hashes[-1] if hashes else root_hash(request.cache_salt)
         token_ids = request.token_ids_at(len(hashes) * block_size, num_blocks * block_size)
         for start in range(0, len(token_ids), block_size):
             parent = chained_hash(parent, token_ids[start : start + block_size])

@@ -8,9 +8,8 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.server import FINGERPRINT
 from runtime.server.answer import AnswerAssembler
-from runtime.server.edge import tenant_of
+from runtime.server.edge import terms_of
 from runtime.server.generation import Generation
 from runtime.server.logprobs import chat_logprobs
 from runtime.server.prompts import chat_prompt, refuse_tools
@@ -28,14 +27,7 @@ async def chat_completions(service: Service, body: ChatCompletionRequest, reques
     params = chat_sampling(body, service.llm.default_sampling_params)
     token_ids = await chat_prompt(service.llm, body)
     await check_form(service.llm, params)
-    generation = await Generation.start(
-        service,
-        [token_ids],
-        params,
-        prefix="chatcmpl",
-        priority=body.priority,
-        tenant=tenant_of(request, body.cache_salt),
-    )
+    generation = await Generation.start(service, [token_ids], params, prefix="chatcmpl", terms=terms_of(request, body))
     if body.stream:
         return EventStream(
             lambda stream: _stream(service, body, generation, stream),
@@ -68,7 +60,7 @@ async def _answer(service: Service, body: ChatCompletionRequest, generation: Gen
             model=body.model or service.model_name,
             choices=choices,
             usage=generation.usage,
-            system_fingerprint=FINGERPRINT,
+            system_fingerprint=service.fingerprint,
             prompt_token_ids=list(generation.prompts[0]) if body.return_token_ids else UNSET,
         )
     )
@@ -83,7 +75,7 @@ async def _stream(service: Service, body: ChatCompletionRequest, generation: Gen
         id=generation.id,
         created=generation.created,
         model=body.model or service.model_name,
-        system_fingerprint=FINGERPRINT,
+        system_fingerprint=service.fingerprint,
         choices=[],
     )
     if body.return_token_ids:

@@ -10,8 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.engine.request import PositionLogprobs
-from runtime.server import FINGERPRINT
-from runtime.server.edge import tenant_of
+from runtime.server.edge import terms_of
 from runtime.server.generation import Generation
 from runtime.server.logprobs import completion_logprobs
 from runtime.server.prompts import plain_prompts
@@ -29,14 +28,7 @@ async def completions(service: Service, body: CompletionRequest, request: Reques
     add_special = body.add_special_tokens is not False
     prompts, texts = await plain_prompts(service.llm, body.prompt, add_special=add_special, param="prompt")
     await check_form(service.llm, params)
-    generation = await Generation.start(
-        service,
-        prompts,
-        params,
-        prefix="cmpl",
-        priority=body.priority,
-        tenant=tenant_of(request, body.cache_salt),
-    )
+    generation = await Generation.start(service, prompts, params, prefix="cmpl", terms=terms_of(request, body))
     writer = _Writer(service, body, generation, texts)
     if body.stream:
         return EventStream(writer.stream, close=generation.close, ping_s=service.settings.ping_s)
@@ -113,7 +105,7 @@ class _Writer:
             created=self._generation.created,
             model=self._body.model or self._service.model_name,
             choices=[],
-            system_fingerprint=FINGERPRINT,
+            system_fingerprint=self._service.fingerprint,
         )
 
     def _prompt(self, index: int) -> list[int]:

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime import __version__
+from runtime.server.exposition import CONTENT_TYPE, Facts, render
 from runtime.server.failures import ApiError
-from runtime.server.metrics import CONTENT_TYPE, render
 from runtime.server.replies import ModelCard, ModelList, Status, Version
 from runtime.server.service import Service
 from runtime.server.stream import json_response
@@ -52,7 +52,12 @@ async def ready(service: Service, _: None, request: Request) -> Response:
 
 async def metrics(service: Service, _: None, request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
-    page = render(service.metrics, service.llm.stats(), model=service.model_name, state=service.llm.state)
+    config = service.llm.config
+    cache = {
+        "cache_dtype": config.kv_format or "auto",
+        "enable_prefix_caching": str(config.enable_prefix_caching),
+    }
+    page = render(service.metrics, service.llm.stats(), Facts(service.model_name, service.llm.state, cache))
     return Response(page, headers={"content-type": CONTENT_TYPE})
 
 

@@ -79,6 +79,8 @@ class SamplingFields(Struct, kw_only=True):
     user: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    skip_reading_prefix_cache: bool | None = None
+    cache_prompt: bool | None = None
     return_token_ids: bool | None = None
 
     response_format: ResponseFormat | None = None

@@ -80,18 +80,18 @@ def test_blocks_come_one_at_a_time_and_the_last_to_come_is_preempted_when_there_
     assert (scheduler.num_preemptions, scheduler.pool.num_free) == (1, 4)
 
 
-def test_a_common_beginning_is_computed_once_but_never_shared_between_tenants() -> None:
+def test_a_common_beginning_is_computed_once_but_never_shared_between_salts() -> None:
     scheduler = Scheduler(BlockPool(64, 4), max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True)
     scheduler.add(request("a", 11, 1))
     assert advance(scheduler) == [("a", 0, 11)]
     scheduler.add(request("b", 11, 1))
     scheduler.add(request("c", 12, 1))
     scheduler.add(request("d", 13, 1))
-    other = request("other tenant", 13, 1)
-    other.tenant = "other"
+    other = request("other salt", 13, 1)
+    other.cache_salt = "other"
     scheduler.add(other)
     # Two full blocks are known. The third of "d" is being computed for "c", so "d" waits.
-    assert advance(scheduler) == [("b", 8, 3), ("c", 8, 4), ("other tenant", 0, 13)]
+    assert advance(scheduler) == [("b", 8, 3), ("c", 8, 4), ("other salt", 0, 13)]
     assert advance(scheduler) == [("d", 12, 1)]
     assert scheduler.prefix_cache_hits == 8 + 8 + 12
     assert (scheduler.pool.num_free, scheduler.pool.num_cached) == (64, 3 + 3)
