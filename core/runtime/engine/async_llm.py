@@ -371,6 +371,7 @@ class AsyncLLM:
                     self._give_up(f"the engine does not start: {error}")
                     return
             else:
+                _log.info("the engine was started again")
                 return
 
     async def _watch(self) -> None:

@@ -62,7 +62,7 @@ ENDPOINTS = (
     Endpoint("POST", "/tokenize", tokenize, requests.TokenizeRequest, replies.Tokens),
     Endpoint("POST", "/detokenize", detokenize, requests.DetokenizeRequest, replies.Text),
     Endpoint("GET", "/health", operations.health, None, replies.Status),
-    Endpoint("GET", "/v1/health", operations.health, None, replies.Status),
+    Endpoint("GET", "/v1/health", operations.health_alias, None, replies.Status),
     Endpoint("GET", "/live", operations.live, None, replies.Status),
     Endpoint("GET", "/ready", operations.ready, None, replies.Status),
     Endpoint("GET", "/metrics", operations.metrics, None, "text/plain"),

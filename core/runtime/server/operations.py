@@ -39,6 +39,11 @@ async def health(service: Service, _: None, request: Request) -> Response:
     return json_response(Status(status="ok" if state == "ready" else state), 200 if state == "ready" else 503)
 
 
+async def health_alias(service: Service, _: None, request: Request) -> Response:
+    """As /health."""
+    return await health(service, None, request)
+
+
 async def live(service: Service, _: None, request: Request) -> Response:
     """200 while this process answers, whatever the engine does: it restarts by itself."""
     return json_response(Status(status="ok"))
