@@ -31,6 +31,7 @@ ROUTES = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("GET", "/health"),
+    ("GET", "/v1/health"),
     ("GET", "/version"),
     ("GET", "/metrics"),
 ]

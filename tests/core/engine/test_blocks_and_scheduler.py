@@ -97,6 +97,17 @@ def test_a_common_beginning_is_computed_once_but_never_shared_between_salts() ->
     assert (scheduler.pool.num_free, scheduler.pool.num_cached) == (64, 3 + 3)
 
 
+def test_a_request_may_leave_the_cache_unread_and_others_still_find_what_it_computed() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True)
+    for name, tokens in (("a", 9), ("unread", 13), ("b", 13)):
+        scheduler.add(request(name, tokens, 1))
+        scheduler.waiting[-1].skip_reading_prefix_cache = name == "unread"
+    # "unread" does not wait for what "a" computes, and nothing of "b" is computed a third time.
+    assert advance(scheduler) == [("a", 0, 9), ("unread", 0, 13)]
+    assert advance(scheduler) == [("b", 12, 1)]
+    assert (scheduler.prefix_cache_hits, scheduler.pool.num_cached) == (12, 3)
+
+
 def test_who_arrives_together_with_the_same_prompt_waits_for_the_first_to_compute_it() -> None:
     scheduler = Scheduler(BlockPool(64, 4), max_num_seqs=8, max_num_batched_tokens=10, enable_prefix_caching=True)
     for name in "abc":
