@@ -151,6 +151,43 @@ def test_prompts_that_wait_are_limited_by_their_tokens_too(start: Start, eventua
     assert 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_tokens"} 2' in page
 
 
+def test_running_requests_are_aborted_by_their_ids_and_only_by_their_own_key(
+    start: Start, eventually: Callable[..., None]
+) -> None:
+    server = start(api_keys=("a", "b"))
+    answers: list[httpx.Response] = []
+    with server.client(timeout=60, headers={"x-api-key": "a"}) as client:
+
+        def abort(key: str, *names: str) -> list[str]:
+            answer = client.post("/abort_requests", json={"request_ids": names}, headers={"x-api-key": key})
+            aborted = answer.json()["aborted"]
+            assert isinstance(aborted, list)
+            return aborted
+
+        def ask(name: str) -> threading.Thread:
+            body = {"prompt": ["a", "b"], "max_tokens": 400, "ignore_eos": True}
+            send = threading.Thread(
+                target=lambda: answers.append(client.post(PLAIN, json=body, headers={"x-request-id": name}))
+            )
+            send.start()
+            return send
+
+        with held(server):
+            threads = [ask("mine"), ask("too")]
+            eventually(lambda: len(server.llm._streams) == 4)
+            assert abort("b", "mine", "too") == []
+            ids = list(server.service.generations)
+            assert abort("a", "mine", "nobody's") == ["mine"]
+        threads[0].join()
+        assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "aborted")
+        threads[1].join()
+        assert answers[1].status_code == 200
+        assert answers[1].json()["id"] in ids
+        eventually(lambda: server.llm.stats().num_free_blocks == server.llm.stats().num_blocks)
+        assert server.service.generations == {}
+        assert server.llm.stats().requests_finished["aborted"] == 2
+
+
 def test_a_fingerprint_belongs_to_the_model_and_the_version_and_the_tier_of_service_is_ignored(start: Start) -> None:
     from runtime import __version__
 

@@ -28,6 +28,7 @@ ROUTES = [
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("POST", "/reset_prefix_cache"),
+    ("POST", "/abort_requests"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("GET", "/health"),

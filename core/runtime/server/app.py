@@ -68,6 +68,7 @@ ENDPOINTS = (
     Endpoint("GET", "/metrics", operations.metrics, None, "text/plain"),
     Endpoint("GET", "/version", operations.version, None, replies.Version),
     Endpoint("POST", "/reset_prefix_cache", operations.reset_prefix_cache, None, replies.Status),
+    Endpoint("POST", "/abort_requests", operations.abort_requests, requests.AbortRequest, replies.Aborted),
     Endpoint("GET", "/", operations.page, None, "text/html"),
 )  # fmt: skip
 

@@ -42,6 +42,7 @@ def error_response(error: ApiError) -> Response:
 class Terms:
     """What of a request is not about its text.
 
+    key                        digest of the key that was shown, "" where none is asked for
     request_id                 as the header `x-request-id` has it
     priority                   smaller runs first, where the policy is "priority"
     tenant                     who gets a fair share of the steps: the key, or the field `user` where no key is asked
@@ -50,6 +51,7 @@ class Terms:
     skip_reading_prefix_cache  the whole prompt is computed
     """
 
+    key: str
     request_id: str
     priority: int
     tenant: str
@@ -57,10 +59,17 @@ class Terms:
     skip_reading_prefix_cache: bool
 
 
+def key_of(request: Request) -> str:
+    """Digest of the key that a request has shown, "" where none is asked for."""
+    digest: str = request.scope.get(_TENANT, "")
+    return digest
+
+
 def terms_of(request: Request, body: SamplingFields) -> Terms:
     """Who asks, and what they want beside the text."""
-    key: str = request.scope.get(_TENANT, "")
+    key = key_of(request)
     return Terms(
+        key=key,
         request_id=request.scope.get(_REQUEST, ""),
         priority=body.priority or 0,
         tenant=key or body.user or "",

@@ -65,6 +65,7 @@ class Generation:
         self.num_samples = len(prompts) * params.n
         self._clocks = [SampleClock(service.metrics, params.n, time.monotonic()) for _ in prompts]
         self._iterators: list[AsyncIterator[RequestOutput]] = []
+        self._request_ids: list[str] = []
         self._num_output_tokens = 0
         self._num_cached_tokens = [0] * len(prompts)
 
@@ -84,9 +85,11 @@ class Generation:
             if len(token_ids) >= llm.max_model_len:
                 raise too_long(len(token_ids), llm.max_model_len, "messages" if prefix == "chatcmpl" else "prompt")
         generation = cls(service, prompts, params, prefix, terms)
+        service.generations[generation.id] = generation
         try:
             for i, token_ids in enumerate(prompts):
                 request_id = generation.id if len(prompts) == 1 else f"{generation.id}-{i}"
+                generation._request_ids.append(request_id)
                 generation._iterators.append(
                     llm.generate(
                         token_ids,
@@ -136,8 +139,18 @@ class Generation:
                 samples[index].add(output)
         return samples
 
+    def answers_to(self, request_id: str, key: str) -> bool:
+        """Whether whoever shows `key` may call it by that name: its id, or the `x-request-id` of its request."""
+        return self._terms.key == key and request_id in (self.id, self._terms.request_id)
+
+    async def abort(self) -> None:
+        """End what is still running; whoever waits for it is told."""
+        for request_id in self._request_ids:
+            await self._service.llm.abort(request_id)
+
     async def close(self) -> None:
         """Withdraw what is still running; harmless afterwards."""
+        self._service.generations.pop(self.id, None)
         for iterator in self._iterators:
             await _close(iterator)
 

@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime import __version__
+from runtime.server.edge import key_of
 from runtime.server.exposition import CONTENT_TYPE, Facts, render
 from runtime.server.failures import ApiError
-from runtime.server.replies import ModelCard, ModelList, Status, Version
+from runtime.server.replies import Aborted, ModelCard, ModelList, Status, Version
+from runtime.server.requests import AbortRequest
 from runtime.server.service import Service
 from runtime.server.stream import json_response
 
@@ -75,6 +77,19 @@ async def reset_prefix_cache(service: Service, _: None, request: Request) -> Res
     """Forget every cached prefix that no running request uses."""
     await service.llm.reset_prefix_cache()
     return json_response(Status(status="ok"))
+
+
+async def abort_requests(service: Service, body: AbortRequest, request: Request) -> Response:
+    """End running requests of the same key, by their ids or by the `x-request-id` that they were sent with."""
+    key = key_of(request)
+    aborted = []
+    for request_id in body.request_ids:
+        found = [g for g in list(service.generations.values()) if g.answers_to(request_id, key)]
+        for generation in found:
+            await generation.abort()
+        if found:
+            aborted.append(request_id)
+    return json_response(Aborted(aborted=aborted))
 
 
 async def page(service: Service, _: None, request: Request) -> Response:

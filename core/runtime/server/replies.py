@@ -221,3 +221,9 @@ class Version(Struct, kw_only=True):
     """What is running."""
 
     version: str
+
+
+class Aborted(Struct, kw_only=True):
+    """Which of the requests were running and are ended."""
+
+    aborted: list[str]

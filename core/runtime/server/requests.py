@@ -166,3 +166,9 @@ class DetokenizeRequest(Struct, kw_only=True):
 
     tokens: TokenIds
     model: str | None = None
+
+
+class AbortRequest(Struct, kw_only=True):
+    """`POST /abort_requests`: ids of requests to end."""
+
+    request_ids: Annotated[list[str], Meta(max_length=MAX_INPUTS)]

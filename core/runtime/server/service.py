@@ -14,6 +14,7 @@ from runtime.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from runtime.engine.async_llm import AsyncLLM
+    from runtime.server.generation import Generation
 
 
 class Service:
@@ -28,6 +29,8 @@ class Service:
         """Tells clients when answers may change although the seed does not: another version, another model."""
         self.prompt_log = None if settings.log_prompts is None else PromptLog(settings.log_prompts)
         self.is_draining = False
+        self.generations: dict[str, Generation] = {}
+        """Requests that are being answered, by id."""
         self._idle = asyncio.Event()
         self._idle.set()
 
