@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from runtime.engine import async_llm
 from runtime.engine.async_llm import AsyncLLM
 from runtime.engine.config import EngineConfig
 from runtime.engine.links import ProcessLink, ThreadLink
+from runtime.engine.request import RequestTimes
+from runtime.engine.stats import EngineStats
 from runtime.errors import DeviceLost, EngineDied, InvalidArgument, QueueFull, RuntimeFault
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
@@ -339,6 +342,16 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_start(process: bool) -> No
 
     with pytest.raises(InvalidArgument, match="the model was made for 1024"):
         asyncio.run(main())
+
+
+def test_outputs_and_stats_travel_between_processes_whole_and_without_the_names_of_their_fields() -> None:
+    output = RequestOutput("a", "é", (1, 2), finish_reason="stop", index=3, times=RequestTimes(0.5, None, 0.25, 1, 9))
+    for item in (output, EngineStats(steps=7, requests_finished={"stop": 2})):
+        data = pickle.dumps(item, 5)
+        assert pickle.loads(data) == item
+        assert replace(item) == item
+        assert b"finish_reason" not in data
+        assert b"steps" not in data
 
 
 def test_errors_travel_between_processes_whole() -> None:

@@ -114,7 +114,9 @@ ROWS: list[tuple[int, str, type[openai.APIStatusError], Any, Any, dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind", "call", "llm", "settings"), [row for row in ROWS if row[3]], ids=lambda v: str(v)[:30]
+    ("status", "code", "kind", "call", "llm", "settings"),
+    [row for row in ROWS if row[3]],
+    ids=[f"{row[0]}-{row[1]}" for row in ROWS if row[3]],
 )
 def test_the_official_client_raises_the_class_of_its_status(
     serve: Serve,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+from runtime.engine.lean import Lean
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.structured import TokenMatcher
 from runtime.errors import RuntimeFault
@@ -78,7 +79,7 @@ class RequestTimes:
 
 
 @dataclass(frozen=True)
-class RequestOutput:
+class RequestOutput(Lean):
     """What one step added to a request: `text` and `token_ids` are the new part only.
 
     index              which of the `n` samples of the prompt

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
+from runtime.engine.lean import Lean
 from runtime.engine.request import FINISH_REASONS, FinishReason
 
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -17,7 +18,7 @@ def _no_requests() -> dict[FinishReason, int]:
 
 
 @dataclass(frozen=True)
-class EngineStats:
+class EngineStats(Lean):
     """A snapshot. Gauges tell how things are; counters only grow, also across restarts of the engine.
 
     num_running, num_waiting  gauges: requests in the batch; requests that wait, preempted ones included
