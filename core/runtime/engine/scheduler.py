@@ -11,6 +11,9 @@ from runtime.engine.policy import FirstCome
 from runtime.engine.request import FinishReason, Request, RequestState
 
 
+_NOTHING = range(0)
+
+
 @dataclass(frozen=True)
 class Scheduled:
     """One request's part of a step: tokens at positions start .. start + num_scheduled_tokens - 1."""
@@ -33,6 +36,8 @@ class Scheduled:
     def scored(self) -> range:
         """Positions whose logits tell how probable the prompt's next token was, where that is wanted and not known."""
         request = self.request
+        if request.params.prompt_logprobs is None:
+            return _NOTHING
         stop = min(self.start + self.num_scheduled_tokens, request.num_prompt_tokens - 1)
         return range(max(self.start, request.num_scored_tokens - 1), stop)
 
