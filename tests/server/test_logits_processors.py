@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import sys
@@ -21,8 +22,7 @@ from runtime.errors import InvalidArgument
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/logits-processors.md"
 FREE = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-LOUD = FREE.with_(logits_processors=("no_echo",))
-PUSHED = {t: 100.0 for t in (300,)}
+PUSHED = dict.fromkeys((300,), 100.0)
 """A bias under which every token is the same, so that a processor must do something about it."""
 
 POINTS = {
@@ -71,7 +71,7 @@ def test_the_example_works_in_a_mixed_batch(installed: None) -> None:
     assert mixed[1].token_ids == (300,) * 12
     quiet = mixed[2].token_ids
     assert 300 in quiet
-    assert all(a != b for a, b in zip(quiet, quiet[1:]))
+    assert all(a != b for a, b in itertools.pairwise(quiet))
     assert mixed[3].token_ids == (300,) * 12
 
 
@@ -112,7 +112,7 @@ def test_a_served_engine_runs_it_and_takes_functions_only_in_this_process(instal
 
     token_ids = asyncio.run(ask())
     assert len(token_ids) == 12
-    assert all(a != b for a, b in zip(token_ids, token_ids[1:]))
+    assert all(a != b for a, b in itertools.pairwise(token_ids))
 
 
 def test_doctor_shows_those_that_work_and_why_others_do_not(tmp_path: Path) -> None:
@@ -120,9 +120,7 @@ def test_doctor_shows_those_that_work_and_why_others_do_not(tmp_path: Path) -> N
     write_package(site.site)
     done = site.run("runtime", "doctor", "--json")
     assert done.returncode == 0
-    found = {
-        e["name"]: e for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "logits_processor"
-    }
+    found = {e["name"]: e for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "logits_processor"}
     assert {name: (e["state"], e["stage"]) for name, e in found.items()} == {
         "no_echo": ("ok", ""),
         "broken": ("rejected", "import"),

@@ -34,7 +34,9 @@ def banned_next(bad_words: Sequence[TokenIds], output_token_ids: Sequence[int]) 
     """The last token of every word whose other tokens the output ends with."""
     for ids in bad_words:
         before = len(ids) - 1
-        if before <= len(output_token_ids) and list(ids[:-1]) == list(output_token_ids[len(output_token_ids) - before :]):
+        if before <= len(output_token_ids) and list(ids[:-1]) == list(
+            output_token_ids[len(output_token_ids) - before :]
+        ):
             yield ids[-1]
 
 

@@ -103,7 +103,7 @@ class LogitsProcessors:
         if in_process and any(not isinstance(p, str) for p in params.logits_processors):
             raise InvalidArgument(
                 "logits_processors holds a function, and the engine runs in a process of its own",
-                remedy=f"install it under the entry-point group {GROUP} and give its name; see docs/logits-processors.md",
+                remedy=f"install it under the entry-point group {GROUP} and name it; see docs/logits-processors.md",
             )
         if params.logits_processors:
             self.make(params, tokenizer)

@@ -45,7 +45,7 @@ class Runner:
             self._mover.copy(schedule.block_copies)
 
     def run(self, parts: Sequence[Scheduled]) -> NDArray[np.float32]:
-        """Logits [rows, vocab_size]: of each part the positions in `scored`, then the last one if the part `samples`."""
+        """Logits [rows, vocab_size]: of each part the positions `scored`, then the last one if it `samples`."""
         rows: list[int] = []
         last = -1
         for part in parts:

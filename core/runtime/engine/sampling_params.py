@@ -125,7 +125,9 @@ class SamplingParams:
             raise InvalidArgument(f"logits_processors = {self.logits_processors!r}: each must be a name or a function")
         for name in self.logits_processor_args:
             if name not in self.logits_processors:
-                raise InvalidArgument(f"logits_processor_args has arguments for '{name}', which logits_processors does not name")
+                raise InvalidArgument(
+                    f"logits_processor_args has arguments for '{name}', which logits_processors does not name"
+                )
 
     def with_(self, **changes: Any) -> SamplingParams:
         """A copy with some settings changed."""

@@ -10,7 +10,6 @@ from runtime.engine.pace import SHORT_PROMPT, Budget, Pace
 from runtime.engine.policy import FirstCome
 from runtime.engine.request import FinishReason, Request, RequestState
 
-
 _NOTHING = range(0)
 
 

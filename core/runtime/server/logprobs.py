@@ -45,7 +45,7 @@ def completion_logprobs(
     for position in positions:
         offsets.append(start)
         start += len(position.chosen.text)
-    tops = [_tops(p) for p in positions if p.top]
+    tops: list[dict[str, float] | None] = [_tops(p) for p in positions if p.top]
     logprobs = CompletionLogprobs(
         tokens=[p.chosen.text for p in positions],
         token_logprobs=[_finite(p.chosen) for p in positions],

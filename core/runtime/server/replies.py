@@ -63,7 +63,7 @@ class ChatLogprobs(Struct, kw_only=True):
 
 
 class CompletionLogprobs(Struct, kw_only=True):
-    """Log-probabilities of a completion: parallel lists, one entry per token; the first of an echoed prompt has none."""
+    """Log-probabilities of a completion: parallel lists by token; the first of an echoed prompt has none."""
 
     tokens: list[str]
     token_logprobs: list[float | None]

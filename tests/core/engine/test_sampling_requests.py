@@ -165,7 +165,10 @@ def test_scores_come_with_the_first_output_of_a_stream(llm: LLM) -> None:
 def test_prompts_are_scored_the_same_when_blocks_run_out() -> None:
     prompts = [TEXT[i:] for i in range(6)]
     params = FREE.with_(prompt_logprobs=1, max_tokens=90)
-    with LLM(max_num_seqs=6, max_model_len=256, num_kv_blocks=5) as small, LLM(max_num_seqs=6, max_model_len=256) as all:
+    with (
+        LLM(max_num_seqs=6, max_model_len=256, num_kv_blocks=5) as small,
+        LLM(max_num_seqs=6, max_model_len=256) as all,
+    ):
         tight, wide = small.generate(prompts, params), all.generate(prompts, params)
         assert small.loaded.engine.stats().preemptions > 0
     assert isinstance(tight, list)
