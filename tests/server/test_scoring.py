@@ -78,7 +78,9 @@ def test_a_prompt_is_scored_in_openais_shape_without_generating(demo: DemoServer
 
 
 def test_offsets_say_where_each_token_begins_and_bytes_are_the_text(demo: DemoServer) -> None:
-    choice = complete(demo, max_tokens=4, echo=True, logprobs=0, skip_special_tokens=False)["choices"][0]
+    choice = complete(demo, max_tokens=4, echo=True, logprobs=0, ignore_eos=True, skip_special_tokens=False)["choices"][
+        0
+    ]
     logprobs = choice["logprobs"]
     assert logprobs["top_logprobs"] is None
     num_hidden = 1 if demo.llm.tokenizer.adds_bos else 0

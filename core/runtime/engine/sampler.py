@@ -124,7 +124,7 @@ class Sampler:
         if not is_finite:
             return Sampled(-1, error=_fault(request, "the model's logits hold NaN or infinity"))
         if token_id < 0:
-            return Sampled(-1, error=_fault(request, "what is banned leaves no token to choose"))
+            return Sampled(-1, error=_fault(request, "penalties, biases and bans leave no token to choose"))
         count = request.params.logprobs
         return Sampled(token_id, None if count is None else self._logprobs(outputs, row, token_id, count))
 

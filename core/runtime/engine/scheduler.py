@@ -152,7 +152,9 @@ class Scheduler:
             self._admit(budget, parts)
         for part in parts:
             self.policy.computes(part.request, part.num_scheduled_tokens)
-        schedule = Schedule(tuple(parts), num_decoding, tuple(self._swap_out), tuple(self._swap_in), tuple(self._copies))
+        schedule = Schedule(
+            tuple(parts), num_decoding, tuple(self._swap_out), tuple(self._swap_in), tuple(self._copies)
+        )
         self._swap_out, self._swap_in, self._copies = [], [], []
         return schedule
 

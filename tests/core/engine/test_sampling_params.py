@@ -55,8 +55,11 @@ def test_the_same_seed_and_position_give_the_same_number() -> None:
 def test_random_numbers_are_those_of_philox_with_the_seed_as_key() -> None:
     import numpy as np
 
-    generator = np.random.Generator(np.random.Philox(key=123, counter=9))
-    assert uniform(123, 9) == pytest.approx(generator.random(), abs=2.0**-24)
+    for seed, index in [(123, 9), (0, 0), (7, 1), (2**63 + 11, 1000), (2**64 - 1, 5)]:
+        raw = int(np.random.Philox(key=seed, counter=index).random_raw())
+        assert uniform(seed, index) == (raw >> 40) / 2**24
+        generator = np.random.Generator(np.random.Philox(key=seed, counter=index))
+        assert uniform(seed, index) == pytest.approx(generator.random(), abs=2.0**-24)
 
 
 def test_random_numbers_are_spread_evenly() -> None:

@@ -109,7 +109,7 @@ def test_nothing_left_to_choose_fails_the_request_alone(llm: LLM) -> None:
     params = [FREE.with_(allowed_token_ids=[40], logit_bias={40: float("-inf")}), FREE]
     failed, good = llm.generate([TEXT] * 2, params)
     assert failed.finish_reason == "error"
-    assert "leaves no token to choose" in str(failed.error)
+    assert "leave no token to choose" in str(failed.error)
     assert len(good.token_ids) == 8
     with pytest.raises(NumericFault):
         llm.generate(TEXT, params[0])
