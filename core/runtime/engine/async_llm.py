@@ -17,6 +17,7 @@ from runtime.engine.files import OpenedModel, open_for_engine
 from runtime.engine.links import Link, ProcessLink, ThreadLink
 from runtime.engine.loading import Progress as ProgressCallback
 from runtime.engine.loading import render_chat
+from runtime.engine.logits_processors import LogitsProcessors
 from runtime.engine.messages import (
     Abort,
     Add,
@@ -88,6 +89,7 @@ class AsyncLLM:
         self._last_sign = time.monotonic()
         self._deaths = 0
         self._grammars: Grammars | None = None
+        self._processors = LogitsProcessors()
         self._tasks: set[asyncio.Task[None]] = set()
         self._death: EngineDied | None = None
         self._is_closing = False
@@ -154,6 +156,7 @@ class AsyncLLM:
             raise InvalidArgument(f"request id '{request_id}' is in use")
         if params.structured is not None:
             self._known_grammars().check(params.structured)
+        self._processors.check(params, self.tokenizer, in_process=self._in_process)
         self._check_alive()
         self._check_room(params.n, len(prompt_token_ids))
         stream = RequestStream(request_id, params.n, self._abandon, num_prompt_tokens=len(prompt_token_ids))

@@ -95,4 +95,5 @@ def _completion(job: Job, request: Request, outputs: Sequence[RequestOutput]) ->
         seed=request.seed,
         num_cached_tokens=request.num_cached_tokens,
         error=None if request.error is None else str(request.error),
+        prompt_logprobs=outputs[0].prompt_logprobs,
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
+from runtime.engine.constraints import bad_word_ids, only
 from runtime.engine.detokenizer import Detokenizer
 from runtime.engine.embedding import EmbeddingJob, HiddenStates, Pooling
-from runtime.engine.request import FINISH_REASONS, FinishReason, Request, RequestOutput, RequestState
+from runtime.engine.logits_processors import LogitsProcessors
+from runtime.engine.request import FINISH_REASONS, FinishReason, PositionLogprobs, Request, RequestOutput, RequestState
 from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampled, Sampler
 from runtime.engine.sampling_params import SamplingParams
@@ -18,7 +21,7 @@ from runtime.engine.scheduler import Schedule, Scheduled, Scheduler
 from runtime.engine.stats import EngineStats, StepCounts
 from runtime.engine.structured import Grammars, StructuredOutput, TokenMatcher
 from runtime.engine.validation import check_request, check_text
-from runtime.errors import InvalidArgument, RuntimeFault, Unsupported
+from runtime.errors import InvalidArgument, NumericFault, RuntimeFault, Unsupported
 from runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class Engine:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.grammars = grammars
+        self.processors = LogitsProcessors()
         self._hidden_states = hidden_states
         self._samples: dict[str, list[Request]] = {}
         self._detokenizers: dict[Request, Detokenizer] = {}
@@ -92,12 +96,17 @@ class Engine:
         room = self.max_model_len - len(prompt_token_ids)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        bad_words = bad_word_ids(params.bad_words, self.tokenizer)
+        allowed = None if params.allowed_token_ids is None else only(params.allowed_token_ids, self.vocab_size)
         samples: list[Request] = []
         for index in range(params.n):
             request = Request(request_id, prompt_token_ids, params, max_tokens, index, priority, tenant, cache_salt)
             request.skip_reading_prefix_cache, request.deadline = skip_reading_prefix_cache, deadline
-            request.leader = samples[0] if samples else None
+            if samples:
+                request.leader, request.prompt_logprobs = samples[0], samples[0].prompt_logprobs
             request.matcher = self._matcher(params.structured)
+            request.processors = self.processors.make(params, self.tokenizer)
+            request.bad_words, request.allowed = bad_words, allowed
             samples.append(request)
         if len(samples) > 1:
             self.scheduler.can_copy_blocks = self.runner.can_copy_blocks
@@ -140,7 +149,7 @@ class Engine:
         pool = self.scheduler.pool
         request = Request("logits", token_ids, SamplingParams(), max_tokens=0)
         request.block_table = pool.allocate(pool.blocks_for(len(token_ids)))
-        chunk = min(self.scheduler.max_num_batched_tokens, self.scheduler.max_num_seqs)
+        chunk = min(self.scheduler.max_num_batched_tokens, self.scheduler.max_num_logits)
         try:
             parts = []
             for start in range(0, len(token_ids), chunk):
@@ -233,15 +242,50 @@ class Engine:
 
     def _sample(self, parts: Sequence[Scheduled]) -> list[Sampled]:
         logits = self.runner.run(parts)
-        ready = [p.request for p in parts if p.reaches_end]
+        if any(p.scored for p in parts):
+            logits = self._score(parts, logits)
+        ready = [p.request for p in parts if p.samples]
         return self.sampler.sample(logits, ready) if ready else []
 
+    def _score(self, parts: Sequence[Scheduled], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the rows that tell how probable prompts are; returns the others."""
+        rows: list[int] = []
+        others: list[int] = []
+        scored: list[tuple[Request, int]] = []
+        for part in parts:
+            rows += range(row := len(rows) + len(others), row + len(part.scored))
+            scored += [(part.request, position + 1) for position in part.scored]
+            if part.samples:
+                others.append(len(rows) + len(others))
+        counts = [request.params.prompt_logprobs or 0 for request, _ in scored]
+        token_ids = [request.prompt_token_ids[position] for request, position in scored]
+        for (request, position), score in zip(scored, self.sampler.score(logits[rows], token_ids, counts), strict=True):
+            if score is None:
+                request.error = NumericFault(
+                    f"request {request.request_id}: the model's logits hold NaN or infinity at token {position - 1}",
+                    remedy="check the weights with --check-tensors and the device with runtime doctor",
+                )
+            elif len(request.prompt_logprobs) == position:  # another sample may have been here already
+                request.prompt_logprobs.append(score)
+        return logits[others]
+
     def _update(self, parts: Sequence[Scheduled], sampled: Sequence[Sampled]) -> list[RequestOutput]:
-        ready = [p.request for p in parts if p.reaches_end]
+        ready = [p.request for p in parts if p.samples]
         for part in parts:
             self.scheduler.computed(part)
         now = time.monotonic()
-        return [self._append(request, token, now) for request, token in zip(ready, sampled, strict=True)]
+        outputs = [
+            self._append(request, token, now)
+            for request, token in zip(ready, sampled, strict=True)
+            if request.error is None
+        ]
+        for part in parts:
+            request = part.request
+            if request.error is not None and request.state is not RequestState.FINISHED:
+                outputs.append(self._end(request, "error"))
+            elif part.reaches_end and not part.samples:
+                outputs.append(self._end(request, "length"))
+        return outputs
 
     def _append(self, request: Request, sampled: Sampled, now: float) -> RequestOutput:
         if sampled.error is not None:
@@ -279,7 +323,8 @@ class Engine:
             None,
             request.num_prompt_tokens if is_first else 0,
             request.num_cached_tokens if is_first else 0,
-            None if detokenizer.finish_reason is None else request.times(now),
+            times=None if detokenizer.finish_reason is None else request.times(now),
+            prompt_logprobs=_prompt_logprobs(request) if is_first else None,
         )
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
@@ -321,8 +366,16 @@ class Engine:
         self._finish(request, reason)
         error = None if request.error is None else str(request.error)
         times = request.times(time.monotonic())
-        return RequestOutput(
+        output = RequestOutput(
             request.request_id, text, (), finish_reason=reason, index=request.index, error=error, times=times
+        )
+        if reason != "length":
+            return output
+        return replace(  # only the prompt was computed
+            output,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_cached_tokens=request.num_cached_tokens,
+            prompt_logprobs=_prompt_logprobs(request),
         )
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
@@ -341,6 +394,10 @@ class Engine:
         if self.grammars is None:
             raise Unsupported(f"output of the kind {structured.kind} was asked for, and nothing here follows grammars")
         return self.grammars.matcher(structured)
+
+
+def _prompt_logprobs(request: Request) -> tuple[PositionLogprobs | None, ...] | None:
+    return None if request.params.prompt_logprobs is None else tuple(request.prompt_logprobs)
 
 
 def _raise_if_fatal(fault: RuntimeFault) -> None:

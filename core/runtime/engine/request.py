@@ -14,12 +14,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.engine.lean import Lean
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.structured import TokenMatcher
 from runtime.errors import RuntimeFault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.engine.logits_processors import NamedProcessor
 
 FinishReason = Literal["stop", "length", "aborted", "error", "timeout"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "aborted", "error", "timeout")
@@ -87,6 +93,7 @@ class RequestOutput(Lean):
     num_prompt_tokens  tokens of the prompt
     num_cached_tokens  of those, tokens whose keys and values were found in the prefix cache
     times              with the last output of a sample
+    prompt_logprobs    in the first output, where they were asked for: of every token of the prompt, None for the first
     """
 
     request_id: str
@@ -100,6 +107,7 @@ class RequestOutput(Lean):
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     times: RequestTimes | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ class Completion:
     num_cached_tokens  tokens of the prompt that were found in the prefix cache
     error              with finish_reason "error": what went wrong
     others             with `n` > 1: samples 1 .. n - 1 of the same prompt
+    prompt_logprobs    of every token of the prompt, None for the first; None where they were not asked for
     """
 
     prompt: str | None
@@ -125,6 +134,7 @@ class Completion:
     num_cached_tokens: int = 0
     error: str | None = None
     others: tuple[Completion, ...] = ()
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
 
 @dataclass(eq=False)
@@ -154,6 +164,12 @@ class Request:
     leader: Request | None = None
     """Sample 0 of the same prompt, for the others."""
     matcher: TokenMatcher | None = None
+    processors: tuple[NamedProcessor, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed: NDArray[np.bool_] | None = None
+    """The tokens that may be chosen, where not all may: bool [vocab_size]."""
+    prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=lambda: [None])
+    """Of the prompt's tokens, as far as they are computed; the samples of a prompt share the list."""
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -188,6 +204,11 @@ class Request:
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.prompt_token_ids)
+
+    @property
+    def num_scored_tokens(self) -> int:
+        """Tokens of the prompt whose log-probabilities are known, or not wanted."""
+        return self.num_prompt_tokens if self.params.prompt_logprobs is None else len(self.prompt_logprobs)
 
     @property
     def num_output_tokens(self) -> int:

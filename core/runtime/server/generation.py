@@ -33,6 +33,7 @@ class Sample:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
+    prompt_logprobs: Sequence[PositionLogprobs | None] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -41,6 +42,7 @@ class Sample:
         self.texts.append(output.text)
         self.token_ids += output.token_ids
         self.logprobs += output.logprobs or ()
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
 

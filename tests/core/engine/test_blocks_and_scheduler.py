@@ -56,6 +56,33 @@ def test_a_long_prompt_is_cut_into_chunks_and_decoding_goes_first() -> None:
     assert scheduler.pool.num_free == 64
 
 
+def test_prompts_that_are_scored_share_the_rows_of_logits_that_a_step_has() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), 4, 64, max_num_logits=10)
+    scheduler.add(request("a", 3, 9))
+    scored = SamplingParams(prompt_logprobs=0)
+    for name in "bc":
+        scheduler.add(Request(name, list(range(12)), scored, 9))
+    scheduler.add(request("d", 30, 9))
+    rows = []
+
+    def step() -> list[tuple[str, int]]:
+        parts = scheduler.schedule().parts
+        rows.append(sum(len(p.scored) + p.samples for p in parts))
+        for part in parts:
+            part.request.prompt_logprobs += [None] * len(part.scored)
+            is_last = part.reaches_end
+            scheduler.computed(part)
+            if is_last:
+                part.request.output_token_ids.append(7)
+        return [(p.request.request_id, p.num_scheduled_tokens) for p in parts]
+
+    assert step() == [("a", 3), ("b", 7), ("c", 1), ("d", 30)]
+    assert step() == [("a", 1), ("d", 1), ("b", 5), ("c", 3)]
+    assert step() == [("a", 1), ("b", 1), ("d", 1), ("c", 7)]
+    assert step() == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+    assert max(rows) == 10
+
+
 def test_a_request_waits_until_there_are_blocks_for_its_tokens_and_one_more_for_each_that_runs() -> None:
     scheduler = Scheduler(BlockPool(3, 4), max_num_seqs=4, max_num_batched_tokens=64)
     scheduler.add(request("a", 5, 4))
