@@ -12,7 +12,7 @@ RuntimeFault                    code              scope     retryable
 ├── DeviceLost                  device_lost       device
 ├── CollectiveFailed            collective_failed device               carries .rank
 ├── TimedOut                    timed_out         stream    yes
-├── QueueFull                   queue_full        request   yes        carries .retry_after_s
+├── QueueFull                   queue_full        request   yes        carries .retry_after_s, .limit
 ├── EngineDied                  engine_died       process   yes        carries .retry_after_s
 └── Cancelled                   cancelled         request
 
@@ -182,15 +182,23 @@ class TimedOut(RuntimeFault):
 
 
 class QueueFull(RuntimeFault):
-    """As many requests wait as may wait; `retry_after_s` is when there may be room."""
+    """As much waits as may wait; `retry_after_s` is when there may be room, `limit` the setting that refuses."""
 
     code = "queue_full"
     scope = "request"
     retryable = True
 
-    def __init__(self, message: str, *, remedy: str | None = None, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str | None = None,
+        retry_after_s: float = 1.0,
+        limit: Literal["max_queued_requests", "max_queued_tokens"] = "max_queued_requests",
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.retry_after_s = retry_after_s
+        self.limit = limit
 
 
 class EngineDied(RuntimeFault):

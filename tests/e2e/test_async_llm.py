@@ -9,8 +9,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from runtime.engine import async_llm
 from runtime.engine.async_llm import AsyncLLM
 from runtime.engine.config import EngineConfig
 from runtime.engine.links import ProcessLink, ThreadLink
+from runtime.engine.request import RequestTimes
+from runtime.engine.stats import EngineStats
 from runtime.errors import DeviceLost, EngineDied, InvalidArgument, QueueFull, RuntimeFault
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
@@ -61,6 +65,7 @@ def test_streams_of_many_requests_make_what_each_gets_alone(process: bool) -> No
         assert (llm.state, llm.max_model_len, llm.max_num_seqs) == ("ready", 1024, 16)
         assert llm.status[-1].split(",")[0] == status[-1].split(",")[0]
         assert llm.has_chat_template
+        assert llm.stats().num_blocks == llm.stats().num_free_blocks > 0
         streams = await asyncio.gather(*(collect(llm, prompt) for prompt in batch))
         assert [tuple(t for o in s for t in o.token_ids) for s in streams] == expected
         assert [(s[0].num_prompt_tokens, s[-1].finish_reason in ("stop", "length")) for s in streams] == [(3, True)] * 6
@@ -187,6 +192,35 @@ def test_an_embedding_gets_blocks_although_requests_would_take_them_all() -> Non
     run(body, max_model_len=128, num_kv_blocks=4)
 
 
+def test_an_embedding_that_nobody_waits_for_is_not_computed() -> None:
+    async def body(llm: AsyncLLM) -> None:
+        assert isinstance(llm._link, ThreadLink)
+        assert llm._link.loaded is not None
+        hidden_states = llm._link.loaded.engine._hidden_states
+        assert hidden_states is not None
+        forward, computed, gate = hidden_states.forward, [], threading.Event()
+
+        def counted(part: Any, rows: Any) -> Any:
+            assert gate.wait(10)
+            computed.append((part.request.prompt_token_ids[0], part.num_scheduled_tokens))
+            return forward(part, rows)
+
+        hidden_states.forward = counted  # type: ignore[method-assign]
+        first, second, third = (asyncio.create_task(llm.embed([token] * 96)) for token in (5, 6, 7))
+        await until(lambda: len(llm._calls) == 3)
+        first.cancel()
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        gate.set()
+        assert len(await third) > 0
+        assert sum(count for token, count in computed if token == 5) <= 32  # the chunk that had begun
+        assert [(token, count) for token, count in computed if token != 5] == [(7, 32)] * 3
+        assert llm.stats().num_free_blocks == llm.stats().num_blocks
+        assert not llm._calls
+
+    run(body, max_num_batched_tokens=32, max_num_seqs=4)
+
+
 def test_a_lost_device_ends_an_engine_in_this_process_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     async def body(llm: AsyncLLM) -> None:
         assert isinstance(llm._link, ThreadLink)
@@ -221,6 +255,7 @@ def test_a_killed_engine_fails_its_requests_with_the_signal_and_comes_back(caplo
             llm.generate([5])
         assert refused.value.retryable
         await until(lambda: llm.state == "ready")
+        assert (llm.stats().num_blocks, llm.stats().restarts) == (before.num_blocks, 1)
         assert (await collect(llm, [5, 6]))[-1].finish_reason in ("stop", "length")
         after = llm.stats()
         assert after.restarts == 1
@@ -307,6 +342,16 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_start(process: bool) -> No
 
     with pytest.raises(InvalidArgument, match="the model was made for 1024"):
         asyncio.run(main())
+
+
+def test_outputs_and_stats_travel_between_processes_whole_and_without_the_names_of_their_fields() -> None:
+    output = RequestOutput("a", "é", (1, 2), finish_reason="stop", index=3, times=RequestTimes(0.5, None, 0.25, 1, 9))
+    for item in (output, EngineStats(steps=7, requests_finished={"stop": 2})):
+        data = pickle.dumps(item, 5)
+        assert pickle.loads(data) == item
+        assert replace(item) == item
+        assert b"finish_reason" not in data
+        assert b"steps" not in data
 
 
 def test_errors_travel_between_processes_whole() -> None:

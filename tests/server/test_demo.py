@@ -17,31 +17,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from running_server import RunningServer
+from demo_server import DemoServer
 from server_process import ServerProcess
-
-from runtime.engine.async_llm import AsyncLLM
-from runtime.engine.config import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-class DemoServer(RunningServer):
-    """A server over the demo model, whose engine runs in a thread."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        config = EngineConfig(max_num_seqs=8, max_model_len=512)
-        super().__init__(self.loop.run_until_complete(AsyncLLM.start(config)), model_names=("demo",))
-
-    def _run(self) -> None:
-        try:
-            self.loop.run_until_complete(self.server.serve(sockets=[self.listener]))
-            self.loop.run_until_complete(self.llm.close())
-        finally:
-            self.loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -189,28 +170,6 @@ def test_a_second_signal_leaves_at_once() -> None:
             with pytest.raises(httpx.TransportError):
                 list(lines)
         assert server.process.wait(5) == 128 + signal.SIGTERM
-
-
-@pytest.mark.slow
-def test_an_engine_that_is_killed_fails_what_runs_and_comes_back() -> None:
-    with ServerProcess() as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        body = {"messages": QUESTION, "ignore_eos": True, "stream": True}
-        with client.stream("POST", CHAT, json=body) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            for child in server.children():
-                os.kill(child, signal.SIGKILL)
-            last = [line for line in lines if line][-1]
-        assert "engine_died" in last
-        assert client.get("/live").status_code == 200
-        refused = client.post(CHAT, json={"messages": QUESTION})
-        assert refused.status_code in (200, 503)
-        deadline = time.monotonic() + 60
-        while client.get("/ready").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        answer = client.post(CHAT, json={"messages": QUESTION})
-        assert answer.json()["choices"][0]["message"]["content"] == "Paris."
 
 
 def test_serving_without_its_packages_is_an_error_with_the_remedy() -> None:

@@ -45,12 +45,18 @@ def test_sampling_fields_reach_the_engine(fake: RunningServer) -> None:
         seed=11,
         ignore_eos=True,
         skip_special_tokens=False,
+        include_stop_str_in_output=True,
+        allowed_token_ids=[65, 66],
+        bad_words=["z"],
+        prompt_logprobs=2,
     )
     assert (params.temperature, params.top_p, params.top_k, params.min_p, params.typical_p) == (0.5, 0.9, 40, 0.05, 0.9)
     assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (1, -1, 1.1)
     assert params.logit_bias == {65: -100, 66: 5}
     assert (params.max_tokens, params.min_tokens, params.seed) == (7, 2, 11)
     assert (params.stop, params.stop_token_ids) == (("x", "y"), (3,))
+    assert (params.include_stop_str_in_output, params.allowed_token_ids) == (True, (65, 66))
+    assert (params.bad_words, params.prompt_logprobs) == (("z",), 2)
     assert params.ignore_eos
     assert not params.skip_special_tokens
 
@@ -68,11 +74,22 @@ def test_every_integer_is_a_seed_and_minus_one_draws_one(fake: RunningServer) ->
     assert last_params(fake, seed=10**30).seed == 10**30 % 2**64
 
 
-def test_priority_and_tenant_reach_the_engine(fake: RunningServer) -> None:
+def test_priority_tenant_and_salt_reach_the_engine(fake: RunningServer) -> None:
     chat(fake, priority=-5, cache_salt="team")
-    assert (fake.llm.seen[-1].priority, fake.llm.seen[-1].tenant) == (-5, "/team")
+    assert terms_seen(fake) == (-5, "", "/team", False)
     chat(fake)
-    assert (fake.llm.seen[-1].priority, fake.llm.seen[-1].tenant) == (0, "")
+    assert terms_seen(fake) == (0, "", "", False)
+    chat(fake, user="Ann", skip_reading_prefix_cache=True)
+    assert terms_seen(fake) == (0, "Ann", "", True)
+    post(fake, PLAIN, {"prompt": "a", "cache_prompt": False})
+    assert terms_seen(fake) == (0, "", "", True)
+    post(fake, PLAIN, {"prompt": "a", "cache_prompt": True})
+    assert terms_seen(fake) == (0, "", "", False)
+
+
+def terms_seen(server: RunningServer) -> tuple[Any, ...]:
+    seen = server.llm.seen[-1]
+    return seen.priority, seen.tenant, seen.cache_salt, seen.skip_reading_prefix_cache
 
 
 @pytest.mark.parametrize(
@@ -148,7 +165,13 @@ ERRORS: list[tuple[str, Any, int, str | None, str | None, str]] = [
     (PLAIN, {"prompt": [999]}, 400, None, "invalid_argument", "vocabulary"),
     (PLAIN, {"prompt": "a", "suffix": "b"}, 400, "suffix", "unsupported_parameter", "suffix"),
     (PLAIN, {"prompt": "a", "best_of": 2}, 400, "best_of", "unsupported_parameter", "best_of"),
-    (PLAIN, {"prompt": "a", "echo": True, "logprobs": 1}, 400, "logprobs", None, "echo"),
+    (PLAIN, {"prompt": "a", "echo": True, "logprobs": 21}, 400, "logprobs", "invalid_argument", "at most 20"),
+    (PLAIN, {"prompt": "a", "prompt_logprobs": -1}, 400, "prompt_logprobs", "invalid_argument", "from 0"),
+    (PLAIN, {"prompt": "a", "prompt_logprobs": 1, "stream": True}, 400, "prompt_logprobs", None, "leave out stream"),
+    (PLAIN, {"prompt": "a", "max_tokens": 0}, 400, "max_tokens", "invalid_argument", "from 1"),
+    (PLAIN, {"prompt": "a", "truncate_prompt_tokens": 1}, 400, "truncate_prompt_tokens", "unsupported_parameter", "leave"),
+    (PLAIN, {"prompt": "a", "allowed_token_ids": []}, 400, None, "invalid_argument", "allowed_token_ids is empty"),
+    (PLAIN, {"prompt": "a", "bad_words": [""]}, 400, "bad_words", "invalid_argument", "not blank"),
     (PLAIN, {"prompt": "a", "logprobs": True}, 400, "logprobs", "invalid_type", "got `bool`"),
     (PLAIN, {"prompt": "a", "stop": ["x"] * 65}, 400, "stop", "invalid_type", "<= 64"),
     ("/v1/embeddings", {"input": "a", "dimensions": 2}, 400, "dimensions", None, "cannot be shortened"),

@@ -28,9 +28,11 @@ ROUTES = [
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("POST", "/reset_prefix_cache"),
+    ("POST", "/abort_requests"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("GET", "/health"),
+    ("GET", "/v1/health"),
     ("GET", "/version"),
     ("GET", "/metrics"),
 ]

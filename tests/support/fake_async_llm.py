@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from runtime.engine.request import FinishReason, PositionLogprobs, RequestOutput, TokenLogprob
+from runtime.engine.config import EngineConfig
+from runtime.engine.request import FinishReason, PositionLogprobs, RequestOutput, RequestTimes, TokenLogprob
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.stats import EngineStats
 from runtime.engine.structured import StructuredOutput
@@ -47,6 +48,8 @@ class FakeAsyncLLM:
         self.die_after = die_after
         self.fail_after = fail_after
         self.queue_limit = queue_limit
+        self.config = EngineConfig()
+        self.fingerprint = "0123456789abcdef0123456789abcdef"
         self.tokenizer = ByteTokenizer(chat_template=TEMPLATE)
         self.max_model_len = max_model_len
         self.vocab_size = 258
@@ -76,6 +79,8 @@ class FakeAsyncLLM:
         request_id: str | None = None,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
+        skip_reading_prefix_cache: bool = False,
         timeout_s: float | None = None,
     ) -> FakeRequest:
         if not prompt_token_ids:
@@ -88,6 +93,7 @@ class FakeAsyncLLM:
             raise QueueFull("the queue is full", retry_after_s=2.5)
         request = FakeRequest(self, request_id or f"request-{len(self.seen)}", list(prompt_token_ids), params)
         request.priority, request.tenant, request.timeout_s = priority, tenant, timeout_s
+        request.cache_salt, request.skip_reading_prefix_cache = cache_salt, skip_reading_prefix_cache
         self.running[request.request_id] = request
         self.seen.append(request)
         return request
@@ -144,6 +150,8 @@ class FakeRequest:
 
     priority: int
     tenant: str
+    cache_salt: str
+    skip_reading_prefix_cache: bool
     timeout_s: float | None
 
     def __init__(
@@ -225,5 +233,6 @@ class FakeRequest:
             index=index,
             num_prompt_tokens=prompt,
             num_cached_tokens=cached,
+            times=RequestTimes(0.25, 0.5, 1.0, 0, self.params.max_tokens or 100) if more.get("finish_reason") else None,
             **more,
         )

@@ -54,3 +54,4 @@ class RunningServer:
 
     def _run(self) -> None:
         asyncio.run(self.server.serve(sockets=[self.listener]))
+        self.service.close()

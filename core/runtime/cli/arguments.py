@@ -50,7 +50,13 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--place", metavar="RULES", help='devices by node name: "layers.0.*=cpu,lm_head=cpu"')
     group.add_argument("-t", "--threads", type=int, metavar="N", help="host threads (as many as it may use)")
     group.add_argument(
-        "-c", "--ctx", "--max-model-len", dest="ctx", type=int, metavar="N", help="context in tokens (fitted to memory)"
+        "-c",
+        "--ctx",
+        "--max-model-len",
+        dest="ctx",
+        type=_context,
+        metavar="N",
+        help="context in tokens; auto fits it to model and memory (auto)",
     )
     group.add_argument("--kv-format", metavar="F", help="format of the KV cache, e.g. f32, f16, bf16")
     group.add_argument(
@@ -129,6 +135,15 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     if args.logit_bias:
         given["logit_bias"] = dict(args.logit_bias)
     return given
+
+
+def _context(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of tokens nor auto") from None
 
 
 def _seconds(text: str) -> float:

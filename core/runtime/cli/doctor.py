@@ -1,4 +1,4 @@
-"""Check every backend stage by stage, afresh, and say what to do about those that cannot be used."""
+"""Check every backend and logits processor afresh, and say what to do about those that cannot be used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.cli.output import EXIT_ERROR, SEPARATOR, emit, human_bytes, paint, 
 
 if TYPE_CHECKING:
     from runtime.cli.machine import Machine
-    from runtime.cli.plugins import Report
+    from runtime.cli.plugins import ProcessorReport, Report
 
 INDENT = "         "
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute the verb; returns 2 when NAME, or without a name everything, cannot be used."""
     from runtime.cli.machine import describe_machine
-    from runtime.cli.plugins import examine, find_plugins
+    from runtime.cli.plugins import examine, find_plugins, find_processors
 
     found = find_plugins(args.name)
     machine = describe_machine()
@@ -39,12 +39,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_machine_lines(machine))
     reports = examine(found, use_cache=False, timeout_s=args.timeout)
+    processors = find_processors() if args.name is None else []
     if args.json:
         for report in reports:
             emit({"event": "backend", **report.to_json()})
+        for processor in processors:
+            emit({"event": "logits_processor", **asdict(processor)})
     else:
         print()
         _print_reports(reports, verbose=args.verbose)
+        _print_processors(processors, verbose=args.verbose)
     return 0 if any(r.state == "ok" for r in reports) else EXIT_ERROR
 
 
@@ -84,6 +88,19 @@ def _print_reports(reports: list[Report], *, verbose: bool) -> None:
         print(f"\n{paint(what, '31;1', sys.stdout)}")
     elif not verbose and any(r.detail for r in reports):
         print(paint("\ntracebacks: runtime doctor -v", "2", sys.stdout))
+
+
+def _print_processors(processors: list[ProcessorReport], *, verbose: bool) -> None:
+    if not processors:
+        return
+    print("\nlogits processors")
+    rows = [(p.name, p.painted_state, f"{p.distribution} {p.version}", p.stage, p.reason) for p in processors]
+    for line, processor in zip(_row_texts(rows), processors):
+        print(line)
+        if processor.remedy:
+            print(wrap(processor.remedy, first=f"{INDENT}-> "))
+        if verbose and processor.detail:
+            print(paint(textwrap.indent(processor.detail.rstrip(), INDENT), "2", sys.stdout))
 
 
 def _row_texts(rows: Sequence[Sequence[str]]) -> list[str]:

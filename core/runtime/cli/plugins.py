@@ -35,6 +35,11 @@ _REMEDIES = {
 }
 
 
+_PROCESSOR_REMEDIES = {
+    "validate": "install a version of {distribution} that is right, or remove it; see docs/logits-processors.md",
+}
+
+
 @dataclass(frozen=True)
 class Report:
     """One plugin: whether it can be used here, and if not, at which stage it ended and why.
@@ -101,6 +106,39 @@ def examine(found: Installed, *, use_cache: bool = True, timeout_s: float = PROB
     results = probe_all(found.loaded, timeout_s=timeout_s, use_cache=use_cache)
     reports = [_loaded_report(backend, result) for backend, result in zip(found.loaded, results, strict=True)]
     reports += [_rejected_report(r) for r in found.rejected]
+    return sorted(reports, key=lambda r: (r.name, r.distribution))
+
+
+@dataclass(frozen=True)
+class ProcessorReport:
+    """One logits processor: ok, or rejected at a stage for a reason."""
+
+    name: str
+    state: State
+    distribution: str
+    version: str
+    stage: str = ""
+    reason: str = ""
+    remedy: str = ""
+    detail: str = ""
+
+    @property
+    def painted_state(self) -> str:
+        """The state in its colour."""
+        return paint(self.state, COLOURS[self.state], sys.stdout)
+
+
+def find_processors() -> list[ProcessorReport]:
+    """Every installed logits processor, sorted by name."""
+    from runtime.engine.logits_processors import LogitsProcessors
+
+    found = LogitsProcessors()
+    reports = [ProcessorReport(p.name, "ok", p.distribution, p.version) for p in found.loaded.values()]
+    for r in found.rejected:
+        remedy = _PROCESSOR_REMEDIES.get(r.stage, _REMEDIES[r.stage]).format(distribution=r.distribution)
+        reports.append(
+            ProcessorReport(r.name, "rejected", r.distribution, r.version, r.stage, r.reason, remedy, r.traceback)
+        )
     return sorted(reports, key=lambda r: (r.name, r.distribution))
 
 

@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from runtime.cli.arguments import add_placement, model_path, placement
+from runtime.cli.arguments import add_placement, add_weight_cache, model_path, placement
 from runtime.cli.output import LoadProgress, status
 from runtime.cli.texts import read_text
 from runtime.errors import InvalidArgument, Unsupported
@@ -19,8 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.add_argument("-m", "--model", metavar="PATH", help="GGUF file or Hugging Face directory (the demo model)")
     _add_network(parser)
+    _add_logs(parser)
     _add_engine(parser)
     add_placement(parser)
+    add_weight_cache(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
 
     from runtime.engine.config import EngineConfig
+    from runtime.server.logs import set_up_logs
     from runtime.server.serve import serve
     from runtime.server.settings import ServerSettings
 
@@ -50,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         request_timeout_s=args.request_timeout,
         max_body_bytes=round(args.max_body_mb * 1_000_000),
         log_requests=args.log_requests,
+        log_prompts=args.log_prompts,
     )
     engine = EngineConfig(
         model=model_path(args.model),
@@ -57,12 +61,15 @@ def run(args: argparse.Namespace) -> int:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_queued_requests=args.max_queued_requests,
+        max_queued_tokens=args.max_queued_tokens,
         num_kv_blocks=args.num_kv_blocks,
         scheduling_policy=args.scheduling_policy,
         enable_prefix_caching=not args.no_prefix_caching,
         check_tensors=args.check_tensors,
+        weight_cache=args.weight_cache,
         chat_template=read_text(args.chat_template) if args.chat_template else None,
     )
+    set_up_logs(args.log_level, args.log_format)
     progress = LoadProgress()
 
     def say(line: str) -> None:
@@ -94,7 +101,17 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )
     add("--request-timeout", type=float, metavar="S", help="most seconds for one request (no limit)")
     add("--max-body-mb", type=float, default=32.0, metavar="MB", help="longest body of a request (32)")
-    add("--log-requests", nargs="?", const="text", choices=("text", "json"), help="a line per request on stderr")
+
+
+def _add_logs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("logs")
+    add = group.add_argument
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="warning",
+        help="least serious messages on stderr (warning)")  # fmt: skip
+    add("--log-format", choices=("text", "json"), default="text", help="form of those messages (text)")
+    add("--log-requests", nargs="?", const="text", choices=("text", "json"),
+        help="a line per request on stderr; probes and metrics only if they fail, or at level debug")  # fmt: skip
+    add("--log-prompts", metavar="DIR", help="write the texts of requests and answers to this folder: sensitive")
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +120,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=int, default=16, metavar="N", help="most sequences in one step (16)")
     add("--max-num-batched-tokens", type=int, default=512, metavar="N", help="most tokens in one step (512)")
     add("--max-queued-requests", type=int, default=1024, metavar="N", help="more than so many waiting get 429 (1024)")
+    add("--max-queued-tokens", type=int, metavar="N",
+        help="more prompt tokens than that waiting for their first token get 429 (any number)")  # fmt: skip
     add("--num-kv-blocks", type=int, metavar="N", help="blocks of the KV cache (fitted to memory)")
     add("--scheduling-policy", choices=("fcfs", "priority", "fair"), default="fcfs",
         help="who runs first: first come, `priority` of the request, or fair by tokens per key (fcfs)")  # fmt: skip

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from weakref import WeakValueDictionary
 
 from runtime.engine.config import EngineConfig
@@ -17,10 +17,12 @@ from runtime.engine.files import OpenedModel, open_for_engine
 from runtime.engine.links import Link, ProcessLink, ThreadLink
 from runtime.engine.loading import Progress as ProgressCallback
 from runtime.engine.loading import render_chat
+from runtime.engine.logits_processors import LogitsProcessors
 from runtime.engine.messages import (
     Abort,
     Add,
     Batch,
+    CancelEmbed,
     Embed,
     Failed,
     Message,
@@ -35,6 +37,7 @@ from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.stats import EngineStats
 from runtime.engine.structured import Grammars, StructuredOutput
 from runtime.engine.validation import check_request, check_text
+from runtime.engine.weight_cache import content_digest
 from runtime.errors import EngineDied, InvalidArgument, QueueFull
 from runtime.tokenizer import Tokenizer
 
@@ -71,6 +74,8 @@ class AsyncLLM:
         self.has_chat_template = bool(config.chat_template or self.tokenizer.chat_templates)
         self.max_model_len = self.vocab_size = self.max_num_seqs = 0
         self.status: tuple[str, ...] = ()
+        self.fingerprint = ""
+        """Of the content of the model's files, by samples: the same wherever they lie."""
         self.stuck_report = ""
         """What the watchdog last said: how long a step took, and the stack of the engine's threads."""
         self._state: State = "starting"
@@ -84,6 +89,7 @@ class AsyncLLM:
         self._last_sign = time.monotonic()
         self._deaths = 0
         self._grammars: Grammars | None = None
+        self._processors = LogitsProcessors()
         self._tasks: set[asyncio.Task[None]] = set()
         self._death: EngineDied | None = None
         self._is_closing = False
@@ -98,6 +104,7 @@ class AsyncLLM:
         try:
             await asyncio.to_thread(lambda: model.tokenizer)
             llm = cls(config, model, process=process, progress=progress)
+            llm.fingerprint = await asyncio.to_thread(content_digest, model.file.files)
             llm._adopt(await llm._connect())
             llm._start_task(llm._watch())
         except BaseException:
@@ -126,9 +133,17 @@ class AsyncLLM:
         request_id: str | None = None,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
+        skip_reading_prefix_cache: bool = False,
         timeout_s: float | None = None,
     ) -> RequestStream:
         """Send a request; the result yields a RequestOutput whenever a step adds to it.
+
+        priority                   smaller runs first, where the policy is "priority"
+        tenant                     whom the policy "fair" gives the tokens to
+        cache_salt                 prefixes are shared among requests of one salt only
+        skip_reading_prefix_cache  compute the whole prompt, whatever is known of it
+        timeout_s                  seconds until it ends with the reason "timeout"
 
         Raises at once: InvalidArgument for a request that can never run, QueueFull, EngineDied. While it runs,
         EngineDied comes out of the iteration. Closing the iterator, or cancelling the task that waits for it, aborts
@@ -141,10 +156,14 @@ class AsyncLLM:
             raise InvalidArgument(f"request id '{request_id}' is in use")
         if params.structured is not None:
             self._known_grammars().check(params.structured)
+        self._processors.check(params, self.tokenizer, in_process=self._in_process)
         self._check_alive()
-        self._check_room(params.n)
-        stream = RequestStream(request_id, params.n, self._abandon)
-        self._send(Add(request_id, pack_token_ids(prompt_token_ids), params, priority, tenant, timeout_s))
+        self._check_room(params.n, len(prompt_token_ids))
+        stream = RequestStream(request_id, params.n, self._abandon, num_prompt_tokens=len(prompt_token_ids))
+        token_ids = pack_token_ids(prompt_token_ids)
+        self._send(
+            Add(request_id, token_ids, params, priority, tenant, cache_salt, skip_reading_prefix_cache, timeout_s)
+        )
         self._streams[request_id] = stream
         return stream
 
@@ -163,7 +182,11 @@ class AsyncLLM:
         check_text(token_ids, "an embedding", vocab_size=self.vocab_size, max_model_len=self.max_model_len)
         self._check_alive()
         call_id = next(self._ids)
-        vector: list[float] = await self._call(call_id, Embed(call_id, pack_token_ids(token_ids), pooling))
+        try:
+            vector: list[float] = await self._call(call_id, Embed(call_id, pack_token_ids(token_ids), pooling))
+        except asyncio.CancelledError:
+            self._send(CancelEmbed(call_id))
+            raise
         return vector
 
     async def abort(self, request_id: str) -> None:
@@ -205,7 +228,7 @@ class AsyncLLM:
 
     # --- the way to the engine
 
-    def _send(self, command: Add | Abort | Embed | ResetPrefixCache | PrepareGrammars) -> None:
+    def _send(self, command: Add | Abort | Embed | CancelEmbed | ResetPrefixCache | PrepareGrammars) -> None:
         if not self._streams and not self._calls:
             self._last_sign = time.monotonic()
         self._link.send(command)
@@ -233,14 +256,18 @@ class AsyncLLM:
         if self._state not in ("ready", "stuck"):
             raise self._death or EngineDied(f"the engine is {self._state}")
 
-    def _check_room(self, num_samples: int) -> None:
-        waiting = sum(s.num_unfinished for s in list(self._streams.values())) - self.max_num_seqs
-        if waiting + num_samples > self.config.max_queued_requests:
-            raise QueueFull(
-                f"{max(waiting, 0)} requests wait, {self.config.max_queued_requests} may (max_queued_requests)",
-                remedy="try again later",
-                retry_after_s=self._retry_after_s(),
-            )
+    def _check_room(self, num_samples: int, num_prompt_tokens: int) -> None:
+        streams, limits = list(self._streams.values()), self.config
+        waiting = sum(s.num_unfinished for s in streams) - self.max_num_seqs
+        if waiting + num_samples > limits.max_queued_requests:
+            self._refuse(f"{max(waiting, 0)} requests wait, {limits.max_queued_requests} may", "max_queued_requests")
+        tokens = sum(s.num_prompt_tokens for s in streams if not s.has_begun)
+        if limits.max_queued_tokens is not None and tokens and tokens + num_prompt_tokens > limits.max_queued_tokens:
+            what = f"{tokens} tokens of prompts wait and {num_prompt_tokens} came, {limits.max_queued_tokens} may"
+            self._refuse(what, "max_queued_tokens")
+
+    def _refuse(self, what: str, limit: Literal["max_queued_requests", "max_queued_tokens"]) -> NoReturn:
+        raise QueueFull(f"{what} ({limit})", remedy="try again later", retry_after_s=self._retry_after_s(), limit=limit)
 
     def _retry_after_s(self) -> float:
         """About the time in which the engine has so far finished a request."""
@@ -330,6 +357,7 @@ class AsyncLLM:
     def _adopt(self, ready: Ready) -> None:
         self.max_model_len, self.vocab_size = ready.max_model_len, ready.vocab_size
         self.max_num_seqs, self.status = ready.max_num_seqs, ready.status
+        self._stats = ready.stats
         self._state, self._death = "ready", None
 
     async def _restart(self, wait_s: float) -> None:
@@ -346,6 +374,7 @@ class AsyncLLM:
                     self._give_up(f"the engine does not start: {error}")
                     return
             else:
+                _log.info("the engine was started again")
                 return
 
     async def _watch(self) -> None:

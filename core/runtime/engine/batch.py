@@ -177,4 +177,5 @@ def _completion(job: Job, request: Request, outputs: Sequence[RequestOutput]) ->
         num_cached_tokens=request.num_cached_tokens,
         error=None if request.error is None else str(request.error),
         request_id=request.request_id,
+        prompt_logprobs=outputs[0].prompt_logprobs,
     )

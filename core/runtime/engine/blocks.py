@@ -12,9 +12,9 @@ from runtime.errors import OutOfMemory
 _HASH_BYTES = 32
 
 
-def root_hash(tenant: str, adapter: str = "", media: Sequence[str] = ()) -> bytes:
+def root_hash(salt: str, adapter: str = "", media: Sequence[str] = ()) -> bytes:
     """Where the chain of a sequence's block hashes begins: blocks are shared only among sequences of one root."""
-    return blake2b(repr((tenant, adapter, tuple(media))).encode(), digest_size=_HASH_BYTES).digest()
+    return blake2b(repr((salt, adapter, tuple(media))).encode(), digest_size=_HASH_BYTES).digest()
 
 
 def chained_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:

@@ -31,6 +31,8 @@ class EngineConfig:
     scheduling_policy       who goes first: "fcfs" (first come, first served), "priority" (smaller numbers first, nobody
                             is overtaken for ever), "fair" (whoever has been given the fewest tokens)
     max_queued_requests     most requests that may wait; more are refused with QueueFull
+    max_queued_tokens       most tokens of prompts that may wait for their first token, unless there is only one such
+                            prompt; None: any number
     num_kv_blocks           blocks of the KV cache; None: what max_num_seqs sequences of max_model_len need, or what
                             fits into memory
     swap_bytes              host memory for the KV blocks of preempted requests, where the device can move them; with 0
@@ -58,6 +60,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
     max_queued_requests: int = 1024
+    max_queued_tokens: int | None = None
     num_kv_blocks: int | None = None
     swap_bytes: int = 0
     long_prefill_token_threshold: int | None = None
@@ -95,5 +98,6 @@ _POSITIVE = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_queued_requests",
+    "max_queued_tokens",
     "num_kv_blocks",
 )

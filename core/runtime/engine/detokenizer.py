@@ -16,7 +16,7 @@ class Detokenizer:
         self._eos_token_ids = frozenset() if params.ignore_eos else tokenizer.eos_token_ids
         self._decoder = tokenizer.incremental_decoder(skip_special=params.skip_special_tokens)
         self._vocab_size = tokenizer.vocab_size
-        self._stop = StopChecker(params.stop)
+        self._stop = StopChecker(params.stop, include=params.include_stop_str_in_output)
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
 

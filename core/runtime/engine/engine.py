@@ -5,20 +5,23 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
+from runtime.engine.constraints import bad_word_ids, only
 from runtime.engine.detokenizer import Detokenizer
 from runtime.engine.embedding import EmbeddingJob, HiddenStates, Pooling
-from runtime.engine.request import FINISH_REASONS, FinishReason, Request, RequestOutput, RequestState
+from runtime.engine.logits_processors import LogitsProcessors
+from runtime.engine.request import FINISH_REASONS, FinishReason, PositionLogprobs, Request, RequestOutput, RequestState
 from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampled, Sampler
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.scheduler import Schedule, Scheduled, Scheduler
-from runtime.engine.stats import EngineStats
+from runtime.engine.stats import EngineStats, StepCounts
 from runtime.engine.structured import Grammars, StructuredOutput, TokenMatcher
 from runtime.engine.validation import check_request, check_text
-from runtime.errors import InvalidArgument, RuntimeFault, Unsupported
+from runtime.errors import InvalidArgument, NumericFault, RuntimeFault, Unsupported
 from runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,14 +55,16 @@ class Engine:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.grammars = grammars
+        self.processors = LogitsProcessors()
         self._hidden_states = hidden_states
         self._samples: dict[str, list[Request]] = {}
         self._detokenizers: dict[Request, Detokenizer] = {}
         self._deadlines: list[tuple[float, int, tuple[Request, ...]]] = []
         self._ids = count()
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
-        self._prompt_tokens = self._generation_tokens = self._steps = 0
-        self._step_seconds = 0.0
+        self._prompt_tokens = self._generation_tokens = 0
+        self._prefill_seconds = self._decode_seconds = 0.0
+        self._steps = StepCounts()
 
     @property
     def has_work(self) -> bool:
@@ -74,9 +79,16 @@ class Engine:
         *,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
+        skip_reading_prefix_cache: bool = False,
         timeout_s: float | None = None,
     ) -> tuple[Request, ...]:
-        """Queue a prompt: one request for each of its `n` samples. Raises InvalidArgument when it can never run."""
+        """Queue a prompt: one request for each of its `n` samples. Raises InvalidArgument when it can never run.
+
+        tenant                     whom the policy "fair" gives the tokens to
+        cache_salt                 prefixes are shared among requests of one salt only
+        skip_reading_prefix_cache  compute the whole prompt, whatever is known of it
+        """
         params = params.with_()  # a copy, checked again: the caller may change its own
         check_request(prompt_token_ids, params, vocab_size=self.vocab_size, max_model_len=self.max_model_len)
         request_id = request_id or f"request-{next(self._ids)}"
@@ -85,11 +97,17 @@ class Engine:
         room = self.max_model_len - len(prompt_token_ids)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        bad_words = bad_word_ids(params.bad_words, self.tokenizer)
+        allowed = None if params.allowed_token_ids is None else only(params.allowed_token_ids, self.vocab_size)
         samples: list[Request] = []
         for index in range(params.n):
-            request = Request(request_id, prompt_token_ids, params, max_tokens, index, priority, tenant, deadline)
-            request.leader = samples[0] if samples else None
+            request = Request(request_id, prompt_token_ids, params, max_tokens, index, priority, tenant, cache_salt)
+            request.skip_reading_prefix_cache, request.deadline = skip_reading_prefix_cache, deadline
+            if samples:
+                request.leader, request.prompt_logprobs = samples[0], samples[0].prompt_logprobs
             request.matcher = self._matcher(params.structured)
+            request.processors = self.processors.make(params, self.tokenizer)
+            request.bad_words, request.allowed = bad_words, allowed
             samples.append(request)
         if len(samples) > 1:
             self.scheduler.can_copy_blocks = self.runner.can_copy_blocks
@@ -110,10 +128,12 @@ class Engine:
         outputs = self._expire()
         schedule = self.scheduler.schedule()
         if schedule.parts:
-            started = time.perf_counter()
+            started = time.monotonic()
+            for part in schedule.parts:
+                if part.request.scheduled_s is None:
+                    part.request.scheduled_s = started
             outputs += self._run(schedule)
-            seconds = time.perf_counter() - started
-            self._account(schedule, seconds)
+            self._account(schedule, time.monotonic() - started)
         return outputs
 
     def abort(self, request_id: str) -> list[RequestOutput]:
@@ -130,7 +150,7 @@ class Engine:
         pool = self.scheduler.pool
         request = Request("logits", token_ids, SamplingParams(), max_tokens=0)
         request.block_table = pool.allocate(pool.blocks_for(len(token_ids)))
-        chunk = min(self.scheduler.max_num_batched_tokens, self.scheduler.max_num_seqs)
+        chunk = min(self.scheduler.max_num_batched_tokens, self.scheduler.max_num_logits)
         try:
             parts = []
             for start in range(0, len(token_ids), chunk):
@@ -165,9 +185,15 @@ class Engine:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
             preemptions=scheduler.num_preemptions,
-            steps=self._steps,
-            step_seconds=self._step_seconds,
+            steps=self._steps.steps,
+            step_seconds=self._steps.seconds,
+            step_tokens=self._steps.tokens,
+            step_sequences=self._steps.sequences,
+            steps_by_tokens=tuple(self._steps.by_tokens),
+            longest_sequence=self._steps.longest_sequence,
             requests_finished=dict(self._finished),
         )
 
@@ -209,19 +235,61 @@ class Engine:
 
     def _sample(self, parts: Sequence[Scheduled]) -> list[Sampled]:
         logits = self.runner.run(parts)
-        ready = [p.request for p in parts if p.reaches_end]
+        if any(p.scored for p in parts):
+            logits = self._score(parts, logits)
+        ready = [p.request for p in parts if p.samples]
         return self.sampler.sample(logits, ready) if ready else []
 
+    def _score(self, parts: Sequence[Scheduled], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the rows that tell how probable prompts are; returns the others."""
+        rows: list[int] = []
+        others: list[int] = []
+        scored: list[tuple[Request, int]] = []
+        for part in parts:
+            rows += range(row := len(rows) + len(others), row + len(part.scored))
+            scored += [(part.request, position + 1) for position in part.scored]
+            if part.samples:
+                others.append(len(rows) + len(others))
+        counts = [request.params.prompt_logprobs or 0 for request, _ in scored]
+        token_ids = [request.prompt_token_ids[position] for request, position in scored]
+        for (request, position), score in zip(scored, self.sampler.score(logits[rows], token_ids, counts), strict=True):
+            if score is None:
+                request.error = NumericFault(
+                    f"request {request.request_id}: the model's logits hold NaN or infinity at token {position - 1}",
+                    remedy="check the weights with --check-tensors and the device with runtime doctor",
+                )
+            elif len(request.prompt_logprobs) == position:  # another sample may have been here already
+                request.prompt_logprobs.append(score)
+        return logits[others]
+
     def _update(self, parts: Sequence[Scheduled], sampled: Sequence[Sampled]) -> list[RequestOutput]:
-        ready = [p.request for p in parts if p.reaches_end]
+        ready = [p.request for p in parts if p.samples]
         for part in parts:
             self.scheduler.computed(part)
-        return [self._append(request, token) for request, token in zip(ready, sampled, strict=True)]
+        now = time.monotonic()
+        outputs = [
+            self._append(request, token, now)
+            for request, token in zip(ready, sampled, strict=True)
+            if request.error is None
+        ]
+        for part in parts:
+            request = part.request
+            if request.error is not None and request.state is not RequestState.FINISHED:
+                outputs.append(self._end(request, "error"))
+            elif part.reaches_end and not part.samples:
+                outputs.append(self._end(request, "length"))
+        return outputs
 
-    def _append(self, request: Request, sampled: Sampled) -> RequestOutput:
+    def _append(self, request: Request, sampled: Sampled, now: float) -> RequestOutput:
         if sampled.error is not None:
             return self._fail(request, sampled.error)
         request.output_token_ids.append(sampled.token_id)
+        if request.last_token_s is None:
+            request.first_token_s = now
+            self._prefill_seconds += now - (request.scheduled_s or now)
+        else:
+            self._decode_seconds += now - request.last_token_s
+        request.last_token_s = now
         self._generation_tokens += 1
         is_complete = False
         if request.matcher is not None:
@@ -249,17 +317,19 @@ class Engine:
             request.num_prompt_tokens if is_first else 0,
             request.num_cached_tokens if is_first else 0,
             seed=request.seed,
+            times=None if detokenizer.finish_reason is None else request.times(now),
+            prompt_logprobs=_prompt_logprobs(request) if is_first else None,
         )
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
-        prompt_tokens = 0
+        prompt_tokens = longest = 0
         for part in schedule.parts:
+            longest = max(longest, part.start + part.num_scheduled_tokens)
             n = part.request.num_prompt_tokens
             if part.start < n:
                 prompt_tokens += min(n - part.start, part.num_scheduled_tokens)
         self._prompt_tokens += prompt_tokens
-        self._steps += 1
-        self._step_seconds += seconds
+        self._steps.add(schedule.num_tokens, len(schedule.parts), longest, seconds)
         num_decoding = schedule.num_decoding
         self.scheduler.pace.record(num_decoding, schedule.num_tokens - num_decoding, seconds)
 
@@ -289,8 +359,24 @@ class Engine:
         text = self._detokenizers[request].flush()
         self._finish(request, reason)
         error = None if request.error is None else str(request.error)
-        return RequestOutput(
-            request.request_id, text, (), finish_reason=reason, index=request.index, error=error, seed=request.seed
+        times = request.times(time.monotonic())
+        output = RequestOutput(
+            request.request_id,
+            text,
+            (),
+            finish_reason=reason,
+            index=request.index,
+            error=error,
+            seed=request.seed,
+            times=times,
+        )
+        if reason != "length":
+            return output
+        return replace(  # only the prompt was computed
+            output,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_cached_tokens=request.num_cached_tokens,
+            prompt_logprobs=_prompt_logprobs(request),
         )
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
@@ -309,6 +395,10 @@ class Engine:
         if self.grammars is None:
             raise Unsupported(f"output of the kind {structured.kind} was asked for, and nothing here follows grammars")
         return self.grammars.matcher(structured)
+
+
+def _prompt_logprobs(request: Request) -> tuple[PositionLogprobs | None, ...] | None:
+    return None if request.params.prompt_logprobs is None else tuple(request.prompt_logprobs)
 
 
 def _raise_if_fatal(fault: RuntimeFault) -> None:

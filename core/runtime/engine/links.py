@@ -198,7 +198,7 @@ def serve(
         keep(loaded)
         engine = loaded.engine
         loop = EngineLoop(engine, inbox, send)
-        send(Ready(engine.max_model_len, engine.vocab_size, config.max_num_seqs, loaded.status))
+        send(Ready(engine.max_model_len, engine.vocab_size, config.max_num_seqs, loaded.status, engine.stats()))
         loop.run()
     finally:
         loaded.close()

@@ -37,6 +37,9 @@ Progress = Callable[[int, int], None]
 HOST = "host"
 DEFAULT_BLOCK_SIZE = 16
 DEFAULT_KV_FORMAT = "f16"
+SCORED_ROWS = 32
+"""Tokens of prompts that a step scores where few sequences run: their logits take half a megabyte each with 128,000
+tokens, and more rows share the output layer's weights hardly better."""
 
 
 @dataclass
@@ -182,6 +185,7 @@ def plan_model(
 
 def step_graph(spec: ModelSpec, config: EngineConfig, context: ContextPlan, kv_format: str, **output: Any) -> Graph:
     """The graph of a step within the limits of `config` and `context`; `output` as for `build_graph`."""
+    limits: dict[str, Any] = {"max_num_logits": max_num_logits(config)} | output
     return build_graph(
         spec,
         max_num_tokens=config.max_num_batched_tokens,
@@ -189,8 +193,13 @@ def step_graph(spec: ModelSpec, config: EngineConfig, context: ContextPlan, kv_f
         max_model_len=context.max_model_len,
         block_size=context.block_size,
         kv_format=kv_format,
-        **output,
+        **limits,
     )
+
+
+def max_num_logits(config: EngineConfig) -> int:
+    """Rows of logits that a step can give: one for each sequence, and some for prompts that are to be scored."""
+    return max(config.max_num_seqs, min(SCORED_ROWS, config.max_num_batched_tokens))
 
 
 def kv_layout(manifests: Sequence[Manifest], wanted: str | None) -> tuple[int, str]:
@@ -283,6 +292,7 @@ def make_scheduler(config: EngineConfig, context: ContextPlan, mover: BlockMover
         policy=make_policy(config.scheduling_policy),
         pace=Pace(config.long_prefill_token_threshold),
         enable_prefix_caching=config.enable_prefix_caching,
+        max_num_logits=max_num_logits(config),
         num_swap_blocks=config.swap_bytes // mover.block_bytes if config.swap_bytes else 0,
     )
 

@@ -15,6 +15,7 @@ from runtime.engine.messages import (
     Abort,
     Add,
     Batch,
+    CancelEmbed,
     Command,
     Embed,
     Message,
@@ -67,6 +68,8 @@ class EngineLoop:
                 self._outputs += self._engine.abort(command.request_id)
             elif isinstance(command, Embed):
                 self._embed(command)
+            elif isinstance(command, CancelEmbed):
+                self._cancel_job(command.call_id)
             elif isinstance(command, ResetPrefixCache):
                 self._engine.reset_prefix_cache()
                 self._answers.append((command.call_id, None))
@@ -88,6 +91,8 @@ class EngineLoop:
                 command.request_id,
                 priority=command.priority,
                 tenant=command.tenant,
+                cache_salt=command.cache_salt,
+                skip_reading_prefix_cache=command.skip_reading_prefix_cache,
                 timeout_s=command.timeout_s,
             )
         except RuntimeFault as fault:
@@ -103,6 +108,11 @@ class EngineLoop:
             self._answers.append((command.call_id, fault))
         else:
             self._jobs.append((command.call_id, job))
+
+    def _cancel_job(self, call_id: int) -> None:
+        if self._jobs and self._jobs[0][0] == call_id:
+            self._jobs[0][1].close()  # only the first one holds blocks
+        self._jobs = deque(job for job in self._jobs if job[0] != call_id)
 
     def _advance_job(self) -> None:
         if not self._jobs:

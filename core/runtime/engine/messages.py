@@ -29,6 +29,8 @@ class Add:
     params: SamplingParams
     priority: int
     tenant: str
+    cache_salt: str
+    skip_reading_prefix_cache: bool
     timeout_s: float | None
 
 
@@ -49,6 +51,13 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class CancelEmbed:
+    """Nobody waits for the embedding `call_id` any more."""
+
+    call_id: int
+
+
+@dataclass(frozen=True)
 class ResetPrefixCache:
     """Forget what free blocks hold; answered under `call_id`."""
 
@@ -65,7 +74,7 @@ class Stop:
     """Abort everything and end the loop."""
 
 
-Command = Add | Abort | Embed | ResetPrefixCache | PrepareGrammars | Stop
+Command = Add | Abort | Embed | CancelEmbed | ResetPrefixCache | PrepareGrammars | Stop
 
 
 # --- from the loop
@@ -87,6 +96,7 @@ class Ready:
     vocab_size: int
     max_num_seqs: int
     status: tuple[str, ...]
+    stats: EngineStats
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,22 @@ WAITING ──> RUNNING ──> PREEMPTED        RUNNING holds blocks; WAITING a
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from runtime.engine.lean import Lean
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.structured import TokenMatcher
 from runtime.errors import RuntimeFault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.engine.logits_processors import NamedProcessor
 
 FinishReason = Literal["stop", "length", "aborted", "error", "timeout"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "aborted", "error", "timeout")
@@ -79,7 +87,25 @@ class PositionLogprobs(Mapping[int, TokenLogprob]):
 
 
 @dataclass(frozen=True)
-class RequestOutput:
+class RequestTimes:
+    """How one sample spent its life, in seconds of the engine's clock.
+
+    queue_s          from its arrival until it was first scheduled, or to its end where it never was
+    prefill_s        from there to the first token, preemptions included; None: there was none
+    decode_s         from the first token to the last one, preemptions included
+    num_preemptions  how often it gave its blocks back
+    max_tokens       most tokens that it might generate: what was asked for, limited by the context
+    """
+
+    queue_s: float
+    prefill_s: float | None
+    decode_s: float
+    num_preemptions: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class RequestOutput(Lean):
     """What one step added to a request: `text` and `token_ids` are the new part only.
 
     index              which of the `n` samples of the prompt
@@ -87,6 +113,8 @@ class RequestOutput:
     num_prompt_tokens  tokens of the prompt
     num_cached_tokens  of those, tokens whose keys and values were found in the prefix cache
     seed               reproduces the sample
+    times              with the last output of a sample
+    prompt_logprobs    in the first output, where they were asked for: of every token of the prompt, None for the first
     """
 
     request_id: str
@@ -100,6 +128,8 @@ class RequestOutput:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     seed: int = 0
+    times: RequestTimes | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
     @property
     def finished(self) -> bool:
@@ -135,6 +165,7 @@ class Completion:
     error              with finish_reason "error": what went wrong
     others             with `n` > 1: samples 1 .. n - 1 of the same prompt
     request_id         by which the engine knew it; empty where it was refused
+    prompt_logprobs    of every token of the prompt, None for the first; None where they were not asked for
     """
 
     prompt: str | None
@@ -149,6 +180,7 @@ class Completion:
     error: str | None = None
     others: tuple[Completion, ...] = ()
     request_id: str = ""
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
     @property
     def finished(self) -> bool:
@@ -190,12 +222,22 @@ class Request:
     priority: int = 0
     """Smaller runs first, where the policy is "priority"."""
     tenant: str = ""
-    """Who asks: prefixes are shared within a tenant only, and the policy "fair" shares tokens among tenants."""
+    """Who asks: the policy "fair" shares tokens among tenants."""
+    cache_salt: str = ""
+    """Prefixes are shared among requests of one salt only."""
+    skip_reading_prefix_cache: bool = False
+    """Compute the whole prompt although its beginning may be known; others may still find it afterwards."""
     deadline: float | None = None
     """When the request times out, on the clock of `time.monotonic`."""
     leader: Request | None = None
     """Sample 0 of the same prompt, for the others."""
     matcher: TokenMatcher | None = None
+    processors: tuple[NamedProcessor, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed: NDArray[np.bool_] | None = None
+    """The tokens that may be chosen, where not all may: bool [vocab_size]."""
+    prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=lambda: [None])
+    """Of the prompt's tokens, as far as they are computed; the samples of a prompt share the list."""
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -211,6 +253,11 @@ class Request:
     num_overtaken: int = 0
     """Later requests that were admitted first."""
     num_preemptions: int = 0
+    arrived_s: float = field(default_factory=time.monotonic)
+    scheduled_s: float | None = None
+    """When a step first computed something of it."""
+    first_token_s: float | None = None
+    last_token_s: float | None = None
     num_swapped_blocks: int = 0
     """While preempted: blocks whose content lies in the host's memory."""
     swapped: Any = None
@@ -228,6 +275,11 @@ class Request:
         return len(self.prompt_token_ids)
 
     @property
+    def num_scored_tokens(self) -> int:
+        """Tokens of the prompt whose log-probabilities are known, or not wanted."""
+        return self.num_prompt_tokens if self.params.prompt_logprobs is None else len(self.prompt_logprobs)
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.output_token_ids)
@@ -236,6 +288,17 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and output."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def times(self, now: float) -> RequestTimes:
+        """How it spent its life, which is over."""
+        scheduled, first, last = self.scheduled_s, self.first_token_s, self.last_token_s
+        return RequestTimes(
+            queue_s=(now if scheduled is None else scheduled) - self.arrived_s,
+            prefill_s=None if first is None or scheduled is None else first - scheduled,
+            decode_s=0.0 if first is None or last is None else last - first,
+            num_preemptions=self.num_preemptions,
+            max_tokens=self.max_tokens,
+        )
 
     def token_ids_at(self, start: int, stop: int) -> list[int]:
         """Tokens at positions start .. stop - 1 of prompt and output together."""

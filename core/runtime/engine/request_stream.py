@@ -12,12 +12,17 @@ from runtime.errors import EngineDied
 class RequestStream(AsyncIterator[RequestOutput]):
     """Ends when all samples are finished. It belongs to the event loop that made it.
 
-    abandon  called with the request's id when the caller goes away before the end
+    abandon    called with the request's id when the caller goes away before the end
+    has_begun  whether anything came of it
     """
 
-    def __init__(self, request_id: str, num_samples: int, abandon: Callable[[str], None]) -> None:
+    def __init__(
+        self, request_id: str, num_samples: int, abandon: Callable[[str], None], *, num_prompt_tokens: int = 0
+    ) -> None:
         self.request_id = request_id
+        self.num_prompt_tokens = num_prompt_tokens
         self.num_unfinished = num_samples
+        self.has_begun = False
         self._abandon = abandon
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[RequestOutput | EngineDied | None] = asyncio.Queue()
@@ -45,6 +50,7 @@ class RequestStream(AsyncIterator[RequestOutput]):
 
     def put(self, output: RequestOutput) -> None:
         """Add an output."""
+        self.has_begun = True
         self._items.put_nowait(output)
         if output.finish_reason is not None:
             self.num_unfinished -= 1

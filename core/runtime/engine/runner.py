@@ -45,11 +45,14 @@ class Runner:
             self._mover.copy(schedule.block_copies)
 
     def run(self, parts: Sequence[Scheduled]) -> NDArray[np.float32]:
-        """Logits [number of parts that reach the end of their request, vocab_size], in the order of `parts`."""
-        rows, last = [], -1
+        """Logits [rows, vocab_size]: of each part the positions `scored`, then the last one if it `samples`."""
+        rows: list[int] = []
+        last = -1
         for part in parts:
+            first = last + 1
             last += part.num_scheduled_tokens
-            if part.reaches_end:
+            rows += [first + position - part.start for position in part.scored]
+            if part.samples:
                 rows.append(last)
         # A step made only of unfinished prompts wants no logits; the graph needs at least one row.
         logits = self.forward(parts, rows or [last])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runtime.engine.constraints import banned_next
 from runtime.engine.random import uniform
 from runtime.engine.request import PositionLogprobs, Request, TokenLogprob
 from runtime.engine.sampling_graph import PENALTY_INPUTS, ROW_INPUTS, SamplingVariant, build_sampling_graph
@@ -62,13 +63,16 @@ class Sampler:
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
-        allowed, faults = _allowed(requests)
-        # With penalties even a greedy choice goes through `sample`, which tells when nothing is left to choose.
-        choice = penalties or any(r.params.temperature > 0 for r in requests)
-        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(allowed and wanted))
+        shaped = [i for i, r in enumerate(requests) if r.matcher or r.processors or r.allowed is not None]
+        # Where tokens are ruled out even a greedy choice goes through `sample`, which tells when nothing is left.
+        choice = penalties or bool(shaped) or any(r.params.temperature > 0 for r in requests)
+        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(shaped and wanted))
         inputs: dict[str, Any] = {"logits": logits}
-        if allowed:  # log-probabilities are the model's own, so they need the logits as they were
-            inputs["allowed_logits" if wanted else "logits"] = _constrained(logits, allowed, copy=bool(wanted))
+        faults: dict[int, RuntimeFault] = {}
+        if shaped:  # log-probabilities are the model's own, so they need the logits as they were
+            rows = logits.copy() if wanted else logits
+            inputs["allowed_logits" if wanted else "logits"] = rows
+            faults = {i: fault for i in shaped if (fault := _shape(rows[i], requests[i])) is not None}
         dims = {"R": len(requests), "H": 1, "X": 1}
         if variant.penalties:
             inputs |= _penalty_inputs(requests, bans, dims)
@@ -79,6 +83,27 @@ class Sampler:
             Sampled(-1, error=faults[i]) if i in faults else self._sampled(outputs, i, r, bool(finite[i]))
             for i, r in enumerate(requests)
         ]
+
+    def score(
+        self, logits: NDArray[np.float32], token_ids: Sequence[int], counts: Sequence[int]
+    ) -> list[PositionLogprobs | None]:
+        """How probable `token_ids` are by the rows of `logits`, with so many alternatives each.
+
+        None for a row that holds NaN or infinity.
+        """
+        import numpy as np
+
+        finite = np.all(np.isfinite(logits), axis=1)
+        logits[~finite] = 0
+        executor = self._executor(SamplingVariant(num_logprobs=max(counts)))
+        scores: list[PositionLogprobs | None] = []
+        for start in range(0, len(token_ids), self.max_num_seqs):
+            chunk = logits[start : start + self.max_num_seqs]
+            outputs = executor.run({"logits": chunk}, {"R": len(chunk), "H": 1, "X": 1})
+            for i in range(len(chunk)):
+                at = start + i
+                scores.append(self._logprobs(outputs, i, token_ids[at], counts[at]) if finite[at] else None)
+        return scores
 
     def close(self) -> None:
         """Free the compiled graphs."""
@@ -99,15 +124,18 @@ class Sampler:
         if not is_finite:
             return Sampled(-1, error=_fault(request, "the model's logits hold NaN or infinity"))
         if token_id < 0:
-            return Sampled(-1, error=_fault(request, "penalties and biases leave no token to choose"))
+            return Sampled(-1, error=_fault(request, "penalties, biases and bans leave no token to choose"))
         count = request.params.logprobs
         return Sampled(token_id, None if count is None else self._logprobs(outputs, row, token_id, count))
 
     def _bans(self, request: Request) -> frozenset[int]:
         params = request.params
-        if request.num_output_tokens >= params.min_tokens:
-            return frozenset()
-        return self.eos_token_ids | frozenset(params.stop_token_ids)
+        banned: frozenset[int] = frozenset()
+        if request.num_output_tokens < params.min_tokens:
+            banned = self.eos_token_ids | frozenset(params.stop_token_ids)
+        if request.bad_words:
+            banned |= frozenset(banned_next(request.bad_words, request.output_token_ids))
+        return banned
 
     def _logprobs(self, outputs: Mapping[str, NDArray[Any]], row: int, chosen: int, count: int) -> PositionLogprobs:
         logprobs = outputs["logprobs"][row]
@@ -133,28 +161,21 @@ def _has_penalties(request: Request) -> bool:
     return bool(p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty or p.logit_bias)
 
 
-def _allowed(requests: Sequence[Request]) -> tuple[dict[int, NDArray[np.bool_]], dict[int, RuntimeFault]]:
-    """By row: the tokens that the request's grammar allows, or why it cannot tell."""
-    allowed: dict[int, NDArray[np.bool_]] = {}
-    faults: dict[int, RuntimeFault] = {}
-    for i, request in enumerate(requests):
-        if request.matcher is not None:
-            try:
-                allowed[i] = request.matcher.mask()
-            except RuntimeFault as fault:
-                faults[i] = fault
-    return allowed, faults
-
-
-def _constrained(
-    logits: NDArray[np.float32], allowed: Mapping[int, NDArray[np.bool_]], *, copy: bool
-) -> NDArray[np.float32]:
+def _shape(row: NDArray[np.float32], request: Request) -> RuntimeFault | None:
+    """Change a row of logits by the request's processors, grammar and list of tokens; or why that cannot be done."""
     import numpy as np
 
-    result = logits.copy() if copy else logits
-    for row, mask in allowed.items():
-        np.copyto(result[row], np.float32(-np.inf), where=~mask)
-    return result
+    try:
+        for processor in request.processors:
+            processor.apply(request.prompt_token_ids, request.output_token_ids, row)
+        if request.matcher is not None:
+            np.copyto(row, np.float32(-np.inf), where=~request.matcher.mask())
+    except RuntimeFault as fault:
+        row[:] = 0
+        return fault
+    if request.allowed is not None:
+        np.copyto(row, np.float32(-np.inf), where=~request.allowed)
+    return None
 
 
 def _row_inputs(requests: Sequence[Request]) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,8 @@ from runtime.engine.pace import SHORT_PROMPT, Budget, Pace
 from runtime.engine.policy import FirstCome
 from runtime.engine.request import FinishReason, Request, RequestState
 
+_NOTHING = range(0)
+
 
 @dataclass(frozen=True)
 class Scheduled:
@@ -23,6 +25,20 @@ class Scheduled:
     def reaches_end(self) -> bool:
         """Whether the step computes the request's last token, so that the next one can be sampled."""
         return self.start + self.num_scheduled_tokens == self.request.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step gives the request a token."""
+        return self.reaches_end and self.request.max_tokens > 0
+
+    @property
+    def scored(self) -> range:
+        """Positions whose logits tell how probable the prompt's next token was, where that is wanted and not known."""
+        request = self.request
+        if request.params.prompt_logprobs is None:
+            return _NOTHING
+        stop = min(self.start + self.num_scheduled_tokens, request.num_prompt_tokens - 1)
+        return range(max(self.start, request.num_scored_tokens - 1), stop)
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class Scheduler:
 
     can_copy_blocks  the further samples of a prompt copy its last block instead of computing part of it again
     num_swap_blocks  blocks of preempted requests that the host's memory can take
+    max_num_logits   rows of logits that a step can give; each request needs one, a prompt to be scored one per token
     """
 
     def __init__(
@@ -76,6 +93,7 @@ class Scheduler:
         enable_prefix_caching: bool = False,
         can_copy_blocks: bool = False,
         num_swap_blocks: int = 0,
+        max_num_logits: int | None = None,
     ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
@@ -85,6 +103,7 @@ class Scheduler:
         self.enable_prefix_caching = enable_prefix_caching
         self.can_copy_blocks = can_copy_blocks
         self.num_free_swap_blocks = num_swap_blocks
+        self.max_num_logits = max_num_logits or max_num_seqs
         self.waiting: list[Request] = []
         """In the order of arrival, preempted requests among them."""
         self.running: list[Request] = []
@@ -95,6 +114,7 @@ class Scheduler:
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
         self._num_arrived = 0
+        self._spare_logits = 0
         self._computing: dict[bytes, Request] = {}
         self._swap_out: list[Moved] = []
         self._swap_in: list[Moved] = []
@@ -122,6 +142,7 @@ class Scheduler:
             else:
                 prompts.append(request)
         arriving = min(len(self.waiting), self.max_num_seqs - len(self.running))
+        self._spare_logits = self.max_num_logits - len(self.running) - arriving
         num_decoding = len(parts)
         most = self.max_num_batched_tokens - num_decoding
         budget = self.pace.budget(most, num_decoding, len(prompts) + arriving)
@@ -168,7 +189,15 @@ class Scheduler:
 
     def _take_chunk(self, request: Request, budget: Budget, parts: list[Scheduled]) -> None:
         is_short = request.num_tokens - request.num_cached_tokens <= SHORT_PROMPT
-        count = budget.take(request.num_tokens - request.num_computed_tokens, is_short=is_short)
+        wanted = request.num_tokens - request.num_computed_tokens
+        unscored = request.num_prompt_tokens - request.num_scored_tokens
+        if unscored > 0:
+            # Tokens before the first that is scored need no logits; of the others each takes a row.
+            free = max(request.num_scored_tokens - 1 - request.num_computed_tokens, 0)
+            wanted = min(wanted, free + 1 + self._spare_logits)
+        count = budget.take(wanted, is_short=is_short)
+        if unscored > 0:
+            self._spare_logits -= max(count - free - 1, 0)
         if count > 0:
             parts.append(Scheduled(request, request.num_computed_tokens, count))
 
@@ -234,7 +263,7 @@ class Scheduler:
         leader = request.leader
         if leader is not None and leader.state is not RequestState.FINISHED and not request.num_preemptions:
             return leader.num_computed_tokens < leader.num_prompt_tokens
-        if not self.enable_prefix_caching or request.num_swapped_blocks:
+        if not self._may_reuse(request) or request.num_swapped_blocks:
             return False
         most = self._most_shared_blocks(request)
         self._extend_hashes(request, most)
@@ -277,20 +306,25 @@ class Scheduler:
         leader, most = request.leader, self._most_shared_blocks(request)
         if leader is not None and leader.state is RequestState.RUNNING and not request.num_preemptions:
             return leader.block_table[:most], leader.block_table[most] if self.can_copy_blocks else None
-        if not self.enable_prefix_caching:
+        if not self._may_reuse(request):
             return [], None
         self._extend_hashes(request, most)
         return self.pool.find(request.block_hashes[:most]), None
 
+    def _may_reuse(self, request: Request) -> bool:
+        return self.enable_prefix_caching and not request.skip_reading_prefix_cache
+
     def _most_shared_blocks(self, request: Request) -> int:
-        """At least the last token is computed: its logits are wanted."""
-        return (request.num_tokens - 1) // self.pool.block_size
+        """At least the last token is computed, and every other whose logits are wanted."""
+        unscored = request.num_prompt_tokens - request.num_scored_tokens
+        most = request.num_tokens if unscored <= 0 else request.num_scored_tokens
+        return (most - 1) // self.pool.block_size
 
     def _extend_hashes(self, request: Request, num_blocks: int) -> None:
         hashes, block_size = request.block_hashes, self.pool.block_size
         if len(hashes) >= num_blocks:
             return
-        parent = hashes[-1] if hashes else root_hash(request.tenant)
+        parent = hashes[-1] if hashes else root_hash(request.cache_salt)
         token_ids = request.token_ids_at(len(hashes) * block_size, num_blocks * block_size)
         for start in range(0, len(token_ids), block_size):
             parent = chained_hash(parent, token_ids[start : start + block_size])

@@ -9,12 +9,14 @@ class StopChecker:
     """Watches text arrive in pieces.
 
     `push` returns the text that is safe to show. Text that could be the beginning of a stop string is held back until
-    the next piece decides. When a stop string is complete, everything from its first character on is dropped and
-    `matched` names it; the earliest match wins, and among those at one place the first in the list.
+    the next piece decides. When a stop string is complete, everything from its first character on is dropped (with
+    `include`, from behind it on) and `matched` names it; the earliest match wins, and among those at one place the
+    first in the list.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
         self._stop = tuple(stop)
+        self._include = include
         self._held = ""
         self.matched: str | None = None
 
@@ -28,7 +30,7 @@ class StopChecker:
             at, which = min(hits)
             self.matched = self._stop[which]
             self._held = ""
-            return text[:at]
+            return text[: at + len(self.matched)] if self._include else text[:at]
         keep = max((_overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

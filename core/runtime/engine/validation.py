@@ -17,6 +17,7 @@ def check_request(
         raise InvalidArgument("the prompt has no tokens; there is nothing to continue")
     check_token_ids(prompt_token_ids, "the prompt", vocab_size)
     check_token_ids(params.logit_bias, "logit_bias", vocab_size)
+    check_token_ids(params.allowed_token_ids or (), "allowed_token_ids", vocab_size)
     if n >= max_model_len:
         raise InvalidArgument(
             f"prompt has {n} tokens, context is {max_model_len} and at least one must be left for the answer",

@@ -139,9 +139,12 @@ def discover(
     """
     loaded: dict[str, LoadedBackend] = {}
     rejected: list[Rejected] = []
-    found = _installed(rejected) if entry_points is None else (e for e in entry_points if e.group == ENTRY_POINT_GROUP)
-    for entry_point in sorted(found, key=lambda e: (e.name, *_origin(e), e.value)):
-        name, (distribution, version) = entry_point.name, _origin(entry_point)
+    if entry_points is None:
+        found = installed(ENTRY_POINT_GROUP, rejected)
+    else:
+        found = (e for e in entry_points if e.group == ENTRY_POINT_GROUP)
+    for entry_point in sorted(found, key=lambda e: (e.name, *origin(e), e.value)):
+        name, (distribution, version) = entry_point.name, origin(entry_point)
         if name in loaded:
             owner = loaded[name]
             reason = f"the name '{name}' is already taken by {owner.distribution} {owner.version}; remove one of them"
@@ -186,7 +189,7 @@ class _Loading:
         info = self._check_info(hooks.runtime_backend_info())
         self.stage = "register"
         register(plugin, hooks, catalogue, formats)
-        distribution, version = _origin(self.entry_point)
+        distribution, version = origin(self.entry_point)
         return LoadedBackend(self.entry_point.name, distribution, version, info, plugin, self.entry_point, hooks)
 
     def _check_info(self, info: Any) -> BackendInfo:
@@ -211,16 +214,19 @@ class _Loading:
             self._check_info(info)
 
 
-def _installed(rejected: list[Rejected]) -> Iterator[EntryPoint]:
-    """Entry points of our group in every installed package. Broken metadata of one package hides no other."""
+def installed(group: str, rejected: list[Rejected]) -> Iterator[EntryPoint]:
+    """Entry points of a group in every installed package. Broken metadata of one package hides no other.
+
+    `rejected` takes the packages whose metadata could not be read.
+    """
     seen = set()
     for distribution in distributions():
         try:
             text = distribution.read_text("entry_points.txt")
-            if not text or ENTRY_POINT_GROUP not in text:
+            if not text or group not in text:
                 continue
             name = str(distribution.metadata["Name"]).lower().replace("_", "-")
-            found = [e for e in distribution.entry_points if e.group == ENTRY_POINT_GROUP]
+            found = [e for e in distribution.entry_points if e.group == group]
         except Exception as error:  # noqa: BLE001  metadata is written by anybody; its reader raises anything
             name, version = _identity(distribution)
             rejected.append(Rejected(name, name, version, "metadata", describe_error(error), traceback.format_exc()))
@@ -239,7 +245,7 @@ def _identity(distribution: Distribution | None) -> tuple[str, str]:
         return "unknown", "unknown"
 
 
-def _origin(entry_point: EntryPoint) -> tuple[str, str]:
+def origin(entry_point: EntryPoint) -> tuple[str, str]:
     """Name and version of the distribution of an entry point."""
     return _identity(getattr(entry_point, "dist", None))
 

@@ -62,11 +62,13 @@ ENDPOINTS = (
     Endpoint("POST", "/tokenize", tokenize, requests.TokenizeRequest, replies.Tokens),
     Endpoint("POST", "/detokenize", detokenize, requests.DetokenizeRequest, replies.Text),
     Endpoint("GET", "/health", operations.health, None, replies.Status),
+    Endpoint("GET", "/v1/health", operations.health_alias, None, replies.Status),
     Endpoint("GET", "/live", operations.live, None, replies.Status),
     Endpoint("GET", "/ready", operations.ready, None, replies.Status),
     Endpoint("GET", "/metrics", operations.metrics, None, "text/plain"),
     Endpoint("GET", "/version", operations.version, None, replies.Version),
     Endpoint("POST", "/reset_prefix_cache", operations.reset_prefix_cache, None, replies.Status),
+    Endpoint("POST", "/abort_requests", operations.abort_requests, requests.AbortRequest, replies.Aborted),
     Endpoint("GET", "/", operations.page, None, "text/html"),
 )  # fmt: skip
 

@@ -8,11 +8,10 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.server import FINGERPRINT
 from runtime.server.answer import AnswerAssembler
-from runtime.server.edge import tenant_of
+from runtime.server.edge import terms_of
 from runtime.server.generation import Generation
-from runtime.server.logprobs import chat_logprobs
+from runtime.server.logprobs import chat_logprobs, prompt_logprobs
 from runtime.server.prompts import chat_prompt, refuse_tools
 from runtime.server.replies import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion
 from runtime.server.requests import ChatCompletionRequest
@@ -28,14 +27,7 @@ async def chat_completions(service: Service, body: ChatCompletionRequest, reques
     params = chat_sampling(body, service.llm.default_sampling_params)
     token_ids = await chat_prompt(service.llm, body)
     await check_form(service.llm, params)
-    generation = await Generation.start(
-        service,
-        [token_ids],
-        params,
-        prefix="chatcmpl",
-        priority=body.priority,
-        tenant=tenant_of(request, body.cache_salt),
-    )
+    generation = await Generation.start(service, [token_ids], params, prefix="chatcmpl", terms=terms_of(request, body))
     if body.stream:
         return EventStream(
             lambda stream: _stream(service, body, generation, stream),
@@ -47,7 +39,8 @@ async def chat_completions(service: Service, body: ChatCompletionRequest, reques
 
 async def _answer(service: Service, body: ChatCompletionRequest, generation: Generation) -> Response:
     choices = []
-    for index, sample in enumerate(await generation.samples()):
+    samples = await generation.samples()
+    for index, sample in enumerate(samples):
         assembler = AnswerAssembler()
         for text in sample.texts:
             assembler.push(text)
@@ -61,17 +54,18 @@ async def _answer(service: Service, body: ChatCompletionRequest, generation: Gen
                 token_ids=sample.token_ids if body.return_token_ids else UNSET,
             )
         )
-    return json_response(
-        ChatCompletion(
-            id=generation.id,
-            created=generation.created,
-            model=body.model or service.model_name,
-            choices=choices,
-            usage=generation.usage,
-            system_fingerprint=FINGERPRINT,
-            prompt_token_ids=list(generation.prompts[0]) if body.return_token_ids else UNSET,
-        )
+    reply = ChatCompletion(
+        id=generation.id,
+        created=generation.created,
+        model=body.model or service.model_name,
+        choices=choices,
+        usage=generation.usage,
+        system_fingerprint=service.fingerprint,
+        prompt_token_ids=list(generation.prompts[0]) if body.return_token_ids else UNSET,
     )
+    if body.prompt_logprobs is not None:
+        reply.prompt_logprobs = prompt_logprobs(samples[0].prompt_logprobs or (), body.prompt_logprobs)
+    return json_response(reply)
 
 
 async def _stream(service: Service, body: ChatCompletionRequest, generation: Generation, stream: EventStream) -> None:
@@ -83,7 +77,7 @@ async def _stream(service: Service, body: ChatCompletionRequest, generation: Gen
         id=generation.id,
         created=generation.created,
         model=body.model or service.model_name,
-        system_fingerprint=FINGERPRINT,
+        system_fingerprint=service.fingerprint,
         choices=[],
     )
     if body.return_token_ids:

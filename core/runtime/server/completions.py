@@ -10,10 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.engine.request import PositionLogprobs
-from runtime.server import FINGERPRINT
-from runtime.server.edge import tenant_of
+from runtime.server.edge import terms_of
 from runtime.server.generation import Generation
-from runtime.server.logprobs import completion_logprobs
+from runtime.server.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
 from runtime.server.prompts import plain_prompts
 from runtime.server.replies import Completion, CompletionChoice, CompletionLogprobs
 from runtime.server.requests import CompletionRequest
@@ -29,14 +28,7 @@ async def completions(service: Service, body: CompletionRequest, request: Reques
     add_special = body.add_special_tokens is not False
     prompts, texts = await plain_prompts(service.llm, body.prompt, add_special=add_special, param="prompt")
     await check_form(service.llm, params)
-    generation = await Generation.start(
-        service,
-        prompts,
-        params,
-        prefix="cmpl",
-        priority=body.priority,
-        tenant=tenant_of(request, body.cache_salt),
-    )
+    generation = await Generation.start(service, prompts, params, prefix="cmpl", terms=terms_of(request, body))
     writer = _Writer(service, body, generation, texts)
     if body.stream:
         return EventStream(writer.stream, close=generation.close, ping_s=service.settings.ping_s)
@@ -59,17 +51,19 @@ class _Writer:
         """The whole answer."""
         body, choices = self._body, []
         for index, sample in enumerate(await self._generation.samples()):
-            choices.append(
-                CompletionChoice(
-                    index=index,
-                    text=self._echo(index) + "".join(sample.texts),
-                    logprobs=self._logprobs(index, sample.logprobs),
-                    finish_reason=sample.finish_reason,
-                    stop_reason=sample.stop_reason,
-                    token_ids=sample.token_ids if body.return_token_ids else UNSET,
-                    prompt_token_ids=self._prompt(index) if body.return_token_ids else UNSET,
-                )
+            echo = self._echo(index)
+            choice = CompletionChoice(
+                index=index,
+                text=echo + "".join(sample.texts),
+                logprobs=self._logprobs(index, sample.logprobs, sample.prompt_logprobs, echo),
+                finish_reason=sample.finish_reason,
+                stop_reason=sample.stop_reason,
+                token_ids=sample.token_ids if body.return_token_ids else UNSET,
+                prompt_token_ids=self._prompt(index) if body.return_token_ids else UNSET,
             )
+            if body.prompt_logprobs is not None:
+                choice.prompt_logprobs = prompt_logprobs(sample.prompt_logprobs or (), body.prompt_logprobs)
+            choices.append(choice)
         reply = self._reply()
         reply.choices, reply.usage = choices, self._generation.usage
         return json_response(reply)
@@ -84,14 +78,16 @@ class _Writer:
         async with aclosing(generation.outputs()) as outputs:
             async for index, output in outputs:
                 is_first = index not in begun
-                text = self._echo(index) + output.text if is_first else output.text
+                echo = self._echo(index) if is_first else ""
+                text = echo + output.text
                 begun.add(index)
-                if not (text or output.finish_reason or output.logprobs or body.return_token_ids):
+                has_logprobs = output.logprobs or output.prompt_logprobs
+                if not (text or output.finish_reason or has_logprobs or body.return_token_ids):
                     continue  # a part of a character, or of what may become a stop string
                 choice = CompletionChoice(
                     index=index,
                     text=text,
-                    logprobs=self._logprobs(index, output.logprobs or ()),
+                    logprobs=self._logprobs(index, output.logprobs or (), output.prompt_logprobs, echo),
                     finish_reason=output.finish_reason,
                     stop_reason=output.stop_reason,
                 )
@@ -113,7 +109,7 @@ class _Writer:
             created=self._generation.created,
             model=self._body.model or self._service.model_name,
             choices=[],
-            system_fingerprint=FINGERPRINT,
+            system_fingerprint=self._service.fingerprint,
         )
 
     def _prompt(self, index: int) -> list[int]:
@@ -128,9 +124,22 @@ class _Writer:
             text = self._service.llm.tokenizer.decode(self._prompt(index), skip_special=False)
         return text
 
-    def _logprobs(self, index: int, positions: Sequence[PositionLogprobs]) -> CompletionLogprobs | None:
-        if self._body.logprobs is None or not positions:
+    def _logprobs(
+        self,
+        index: int,
+        positions: Sequence[PositionLogprobs],
+        of_prompt: Sequence[PositionLogprobs | None] | None,
+        echo: str,
+    ) -> CompletionLogprobs | None:
+        """Those of new tokens, behind those of the prompt where `echo` shows it."""
+        count, tokenizer = self._body.logprobs, self._service.llm.tokenizer
+        if count is None:
             return None
-        start = self._offsets.get(index, 0)
-        logprobs, self._offsets[index] = completion_logprobs(self._service.llm.tokenizer, positions, start)
-        return logprobs
+        prompt = logprobs = None
+        if self._body.echo and of_prompt is not None:
+            prompt = echoed_logprobs(tokenizer, self._prompt(index), of_prompt, count, echo)
+        start = self._offsets.get(index, len(echo))
+        if positions:
+            logprobs, start = completion_logprobs(tokenizer, positions, start)
+        self._offsets[index] = start
+        return joined(prompt, logprobs)

@@ -9,6 +9,7 @@ import re
 import secrets
 import sys
 import time
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -17,12 +18,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.server.failures import ApiError
+from runtime.server.requests import SamplingFields
 from runtime.server.service import Service
 
 LOGGER = logging.getLogger("runtime.server")
-PUBLIC_PATHS = frozenset(("/", "/health", "/live", "/ready"))
+PUBLIC_PATHS = frozenset(("/", "/health", "/v1/health", "/live", "/ready"))
 """Open without a key: probes cannot carry one, and the page, which holds nothing secret, asks its user for it."""
+QUIET_PATHS = PUBLIC_PATHS - {"/"} | {"/metrics"}
+"""What machines ask for every few seconds: not logged unless it fails."""
 _TENANT = "runtime.tenant"
+_REQUEST = "runtime.request_id"
 _IGNORED = "runtime.ignored"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -33,10 +38,44 @@ def error_response(error: ApiError) -> Response:
     return Response(error.to_json(), error.status, headers={**headers, **error.headers}, media_type="application/json")
 
 
-def tenant_of(request: Request, cache_salt: str | None) -> str:
-    """Whose request it is: the key and the salt decide who shares cached prefixes and a fair share of steps."""
-    key = request.scope.get(_TENANT, "")
-    return f"{key}/{cache_salt}" if cache_salt else key
+@dataclass(frozen=True)
+class Terms:
+    """What of a request is not about its text.
+
+    key                        digest of the key that was shown, "" where none is asked for
+    request_id                 as the header `x-request-id` has it
+    priority                   smaller runs first, where the policy is "priority"
+    tenant                     who gets a fair share of the steps: the key, or the field `user` where no key is asked
+                               for; a key that names many users does not get more
+    cache_salt                 key and salt: prompts share cached prefixes under both only
+    skip_reading_prefix_cache  the whole prompt is computed
+    """
+
+    key: str
+    request_id: str
+    priority: int
+    tenant: str
+    cache_salt: str
+    skip_reading_prefix_cache: bool
+
+
+def key_of(request: Request) -> str:
+    """Digest of the key that a request has shown, "" where none is asked for."""
+    digest: str = request.scope.get(_TENANT, "")
+    return digest
+
+
+def terms_of(request: Request, body: SamplingFields) -> Terms:
+    """Who asks, and what they want beside the text."""
+    key = key_of(request)
+    return Terms(
+        key=key,
+        request_id=request.scope.get(_REQUEST, ""),
+        priority=body.priority or 0,
+        tenant=key or body.user or "",
+        cache_salt=f"{key}/{body.cache_salt}" if body.cache_salt else key,
+        skip_reading_prefix_cache=bool(body.skip_reading_prefix_cache) or body.cache_prompt is False,
+    )
 
 
 class Keys:
@@ -70,6 +109,7 @@ class Edge:
             return
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
+        scope[_REQUEST] = request_id.decode()
         started, status = time.monotonic(), 0
 
         async def sender(message: Message) -> None:
@@ -115,7 +155,7 @@ class Edge:
 
     def _log(self, scope: Scope, request_id: bytes, status: int, seconds: float) -> None:
         form = self._service.settings.log_requests
-        if form is None:
+        if form is None or (scope["path"] in QUIET_PATHS and status < 400 and not LOGGER.isEnabledFor(logging.DEBUG)):
             return
         client = scope.get("client") or ("local", 0)
         facts: dict[str, Any] = {

@@ -1,19 +1,20 @@
-"""Counters and histograms of the server, and the page that Prometheus reads."""
+"""Counters and histograms of the server."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from runtime.engine.request import RequestOutput
-from runtime.engine.stats import EngineStats
+from runtime.engine.request import RequestOutput, RequestTimes
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REJECTION_REASONS = ("max_queued_requests", "max_queued_tokens")
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
 _REQUEST_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+_PHASE_S = (0.001, 0.005, 0.01, 0.03, 0.1, *_REQUEST_S[2:], 1920, 7680)
+"""As `_REQUEST_S`, and finer at its beginning: most requests wait for less than a tenth of a second."""
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
@@ -41,10 +42,34 @@ class Metrics:
     e2e: Histogram = field(default_factory=lambda: Histogram(_REQUEST_S))
     prompt_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKENS))
     generation_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKENS))
+    max_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKENS))
     n: Histogram = field(default_factory=lambda: Histogram((1, 2, 5, 10, 20)))
+    queue: Histogram = field(default_factory=lambda: Histogram(_PHASE_S))
+    prefill: Histogram = field(default_factory=lambda: Histogram(_PHASE_S))
+    decode: Histogram = field(default_factory=lambda: Histogram(_PHASE_S))
+    inference: Histogram = field(default_factory=lambda: Histogram(_PHASE_S))
+    preemptions: Histogram = field(default_factory=lambda: Histogram((0, 1, 2, 5, 10, 20)))
+    num_cached_tokens: int = 0
+    """Tokens of prompts that were found in the prefix cache."""
+    rejections: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTION_REASONS, 0))
+    """Requests that the queue had no room for, by the setting that refused them."""
     responses: dict[tuple[str, int], int] = field(default_factory=dict)
     """HTTP responses by route and status."""
     in_flight: int = 0
+
+    def count_rejection(self, limit: str) -> None:
+        """Count a request that was refused because of `limit`."""
+        self.rejections[limit] += 1
+
+    def observe_times(self, times: RequestTimes) -> None:
+        """Take what the engine tells of a sample that is over."""
+        self.queue.observe(times.queue_s)
+        self.preemptions.observe(times.num_preemptions)
+        self.max_tokens.observe(times.max_tokens)
+        if times.prefill_s is not None:
+            self.prefill.observe(times.prefill_s)
+            self.decode.observe(times.decode_s)
+            self.inference.observe(times.prefill_s + times.decode_s)
 
     def count_response(self, route: str, status: int) -> None:
         """Count an HTTP response."""
@@ -69,6 +94,7 @@ class SampleClock:
         if output.num_prompt_tokens and not self._num_prompt_tokens:
             self._num_prompt_tokens = output.num_prompt_tokens
             metrics.prompt_tokens.observe(output.num_prompt_tokens)
+            metrics.num_cached_tokens += output.num_cached_tokens
         if output.token_ids:
             if i not in self._first:
                 self._first[i] = now
@@ -82,110 +108,7 @@ class SampleClock:
             metrics.e2e.observe(now - self._started)
             num_tokens = self._num_tokens.get(i, 0)
             metrics.generation_tokens.observe(num_tokens)
+            if output.times is not None:
+                metrics.observe_times(output.times)
             if num_tokens > 1:
                 metrics.per_token.observe((self._last[i] - self._first[i]) / (num_tokens - 1))
-
-
-@dataclass(frozen=True)
-class _Family:
-    name: str
-    kind: str
-    help: str
-    samples: Sequence[tuple[str, float]]
-    """(suffix and labels, value)"""
-
-
-def render(metrics: Metrics, stats: EngineStats, *, model: str, state: str) -> str:
-    """The page in Prometheus' text format. Names and meanings are in docs/server.md."""
-    label = f'model_name="{_escape(model)}"'
-    lines: list[str] = []
-    for family in [*_engine_families(stats, label, state), *_server_families(metrics, label)]:
-        lines += [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}"]
-        lines += [f"{family.name}{suffix} {_number(value)}" for suffix, value in family.samples]
-    return "\n".join(lines) + "\n"
-
-
-def _engine_families(stats: EngineStats, label: str, state: str) -> Iterator[_Family]:
-    labels = f"{{{label}}}"
-    used = 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
-    for names, kind, text, value in (
-        (("runtime_num_requests_running", "vllm:num_requests_running", "llamacpp:requests_processing"), "gauge",
-         "Sequences that take part in steps", stats.num_running),
-        (("runtime_num_requests_waiting", "vllm:num_requests_waiting", "llamacpp:requests_deferred"), "gauge",
-         "Requests that wait, preempted ones included", stats.num_waiting),
-        (("runtime_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc"), "gauge",
-         "Part of the KV blocks that requests hold, 0 .. 1", used),
-        (("runtime_kv_blocks",), "gauge", "KV blocks in all", stats.num_blocks),
-        (("runtime_kv_blocks_free",), "gauge", "KV blocks that no request holds", stats.num_free_blocks),
-        (("runtime_kv_blocks_cached",), "gauge", "Free KV blocks that hold a reusable prefix", stats.num_cached_blocks),
-        (("runtime_kv_block_size_tokens",), "gauge", "Tokens in a KV block", stats.block_size),
-        (("runtime_prefix_cache_queries_total", "vllm:prefix_cache_queries_total"), "counter",
-         "Tokens looked up in the prefix cache", stats.prefix_cache_queries),
-        (("runtime_prefix_cache_hits_total", "vllm:prefix_cache_hits_total"), "counter",
-         "Tokens found in the prefix cache", stats.prefix_cache_hits),
-        (("runtime_prompt_tokens_computed_total", "llamacpp:prompt_tokens_total"), "counter",
-         "Tokens of prompts that were computed; those found in the prefix cache are not", stats.prompt_tokens),
-        (("runtime_generation_tokens_total", "vllm:generation_tokens_total", "llamacpp:tokens_predicted_total"),
-         "counter", "Generated tokens", stats.generation_tokens),
-        (("runtime_num_preemptions_total", "vllm:num_preemptions_total"), "counter",
-         "Requests that gave their blocks back and started again", stats.preemptions),
-        (("runtime_steps_total", "llamacpp:n_decode_total"), "counter", "Steps of the engine", stats.steps),
-        (("runtime_step_seconds_total",), "counter", "Seconds spent in steps", stats.step_seconds),
-        (("runtime_engine_restarts_total",), "counter", "Times that the engine died and was started again",
-         stats.restarts),
-        (("runtime_engine_ready",), "gauge", "1 while the engine takes steps, else 0", float(state == "ready")),
-    ):  # fmt: skip
-        for name in names:
-            yield _Family(name, kind, text, [(labels, value)])
-    finished = sorted(stats.requests_finished.items())
-    for name, text, rows in (
-        ("runtime_requests_finished_total", "Finished samples by reason", finished),
-        ("vllm:request_success_total", "Samples that ended with stop or length",
-         [(r, c) for r, c in finished if r in ("stop", "length")]),
-    ):  # fmt: skip
-        yield _Family(name, "counter", text, [(f'{{{label},finished_reason="{r}"}}', c) for r, c in rows])
-
-
-def _server_families(metrics: Metrics, label: str) -> Iterator[_Family]:
-    for name, alias, text, histogram in (
-        ("ttft_seconds", "time_to_first_token_seconds", "From arrival to the first token", metrics.ttft),
-        ("itl_seconds", "inter_token_latency_seconds", "From one output to the next", metrics.itl),
-        ("time_per_output_token_seconds", "request_time_per_output_token_seconds",
-         "Mean time per token after the first, per sample", metrics.per_token),
-        ("e2e_seconds", "e2e_request_latency_seconds", "From arrival to the end", metrics.e2e),
-        ("request_prompt_tokens", "request_prompt_tokens", "Prompt tokens per request", metrics.prompt_tokens),
-        ("request_generation_tokens", "request_generation_tokens", "Generated tokens per sample",
-         metrics.generation_tokens),
-        ("request_params_n", "request_params_n", "Samples per prompt", metrics.n),
-    ):  # fmt: skip
-        samples = list(_histogram(histogram, label))
-        yield _Family(f"runtime_{name}", "histogram", text, samples)
-        yield _Family(f"vllm:{alias}", "histogram", text, samples)
-    for name in ("runtime_prompt_tokens_total", "vllm:prompt_tokens_total"):
-        yield _Family(name, "counter", "Tokens of prompts", [(f"{{{label}}}", metrics.prompt_tokens.total)])
-    yield _Family(
-        "runtime_http_responses_total",
-        "counter",
-        "HTTP responses by route and status",
-        [(f'{{route="{route}",status="{status}"}}', count) for (route, status), count in metrics.responses.items()],
-    )
-    yield _Family("runtime_http_requests_in_flight", "gauge", "HTTP requests being answered", [("", metrics.in_flight)])
-
-
-def _histogram(histogram: Histogram, label: str) -> Iterator[tuple[str, float]]:
-    running = 0
-    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts):
-        running += count
-        yield f'_bucket{{{label},le="{_number(bound)}"}}', running
-    yield f"_sum{{{label}}}", histogram.total
-    yield f"_count{{{label}}}", running
-
-
-def _number(value: float) -> str:
-    if value == float("inf"):
-        return "+Inf"
-    return str(int(value)) if value == int(value) else repr(float(value))
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -74,7 +74,7 @@ def _operation(endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
     failure = {"application/json": {"schema": refs[ErrorReply]}}
     for status in sorted(set(statuses)):
         operation["responses"][status] = {"description": _ERRORS[status], "content": failure}
-    if endpoint.path in ("/health", "/ready"):
+    if endpoint.path in ("/health", "/v1/health", "/ready"):
         operation["responses"]["503"] = {**_answer(endpoint, refs), "description": "Not now; the state says why"}
     return operation
 

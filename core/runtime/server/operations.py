@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime import __version__
+from runtime.server.edge import key_of
+from runtime.server.exposition import CONTENT_TYPE, Facts, render
 from runtime.server.failures import ApiError
-from runtime.server.metrics import CONTENT_TYPE, render
-from runtime.server.replies import ModelCard, ModelList, Status, Version
+from runtime.server.replies import Aborted, ModelCard, ModelList, Status, Version
+from runtime.server.requests import AbortRequest
 from runtime.server.service import Service
 from runtime.server.stream import json_response
 
@@ -39,6 +41,11 @@ async def health(service: Service, _: None, request: Request) -> Response:
     return json_response(Status(status="ok" if state == "ready" else state), 200 if state == "ready" else 503)
 
 
+async def health_alias(service: Service, _: None, request: Request) -> Response:
+    """As /health."""
+    return await health(service, None, request)
+
+
 async def live(service: Service, _: None, request: Request) -> Response:
     """200 while this process answers, whatever the engine does: it restarts by itself."""
     return json_response(Status(status="ok"))
@@ -52,7 +59,12 @@ async def ready(service: Service, _: None, request: Request) -> Response:
 
 async def metrics(service: Service, _: None, request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
-    page = render(service.metrics, service.llm.stats(), model=service.model_name, state=service.llm.state)
+    config = service.llm.config
+    cache = {
+        "cache_dtype": config.kv_format or "auto",
+        "enable_prefix_caching": str(config.enable_prefix_caching),
+    }
+    page = render(service.metrics, service.llm.stats(), Facts(service.model_name, service.llm.state, cache))
     return Response(page, headers={"content-type": CONTENT_TYPE})
 
 
@@ -65,6 +77,19 @@ async def reset_prefix_cache(service: Service, _: None, request: Request) -> Res
     """Forget every cached prefix that no running request uses."""
     await service.llm.reset_prefix_cache()
     return json_response(Status(status="ok"))
+
+
+async def abort_requests(service: Service, body: AbortRequest, request: Request) -> Response:
+    """End running requests of the same key, by their ids or by the `x-request-id` that they were sent with."""
+    key = key_of(request)
+    aborted = []
+    for request_id in body.request_ids:
+        found = [g for g in list(service.generations.values()) if g.answers_to(request_id, key)]
+        for generation in found:
+            await generation.abort()
+        if found:
+            aborted.append(request_id)
+    return json_response(Aborted(aborted=aborted))
 
 
 async def page(service: Service, _: None, request: Request) -> Response:

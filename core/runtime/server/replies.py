@@ -63,13 +63,25 @@ class ChatLogprobs(Struct, kw_only=True):
 
 
 class CompletionLogprobs(Struct, kw_only=True):
-    """Log-probabilities of a completion: parallel lists, one entry per token."""
+    """Log-probabilities of a completion: parallel lists by token; the first of an echoed prompt has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
     bytes: list[list[int]]
+
+
+class PromptLogprob(Struct, kw_only=True):
+    """A token that the prompt has or could have had at one position; rank 1 is the most probable."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+"""Per token of the prompt, the token itself first, then the most probable ones; null for the first token."""
 
 
 class AnswerMessage(Struct, kw_only=True):
@@ -109,6 +121,7 @@ class ChatCompletion(Struct, kw_only=True):
     usage: Usage
     system_fingerprint: str
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, kw_only=True):
@@ -145,6 +158,7 @@ class CompletionChoice(Struct, kw_only=True):
     stop_reason: str | int | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(Struct, kw_only=True):
@@ -221,3 +235,9 @@ class Version(Struct, kw_only=True):
     """What is running."""
 
     version: str
+
+
+class Aborted(Struct, kw_only=True):
+    """Which of the requests were running and are ended."""
+
+    aborted: list[str]

@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 TokenIds = list[int]
 PromptInput = str | list[str | int | TokenIds]
 MAX_STOPS = 64
+MAX_BAD_WORDS = 1024
+MAX_PROCESSORS = 16
 MAX_INPUTS = 2048
 
 _MESSAGE_SCHEMA = {
@@ -76,9 +78,18 @@ class SamplingFields(Struct, kw_only=True):
     seed: int | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    prompt_logprobs: int | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: Annotated[list[str], Meta(max_length=MAX_BAD_WORDS)] | None = None
+    logits_processors: Annotated[list[str], Meta(max_length=MAX_PROCESSORS)] | None = None
+    logits_processor_args: dict[str, dict[str, Any]] | None = None
+    vllm_xargs: dict[str, Any] | None = None
     user: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    skip_reading_prefix_cache: bool | None = None
+    cache_prompt: bool | None = None
     return_token_ids: bool | None = None
 
     response_format: ResponseFormat | None = None
@@ -92,11 +103,7 @@ class SamplingFields(Struct, kw_only=True):
     # Known fields that this server cannot honour: refused unless their value asks for nothing.
     best_of: int | None = None
     use_beam_search: bool | None = None
-    prompt_logprobs: int | None = None
-    include_stop_str_in_output: bool | None = None
     truncate_prompt_tokens: int | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -164,3 +171,9 @@ class DetokenizeRequest(Struct, kw_only=True):
 
     tokens: TokenIds
     model: str | None = None
+
+
+class AbortRequest(Struct, kw_only=True):
+    """`POST /abort_requests`: ids of requests to end."""
+
+    request_ids: Annotated[list[str], Meta(max_length=MAX_INPUTS)]

@@ -30,6 +30,11 @@ _SAME_NAME = (
     "stop_token_ids",
     "ignore_eos",
     "skip_special_tokens",
+    "include_stop_str_in_output",
+    "allowed_token_ids",
+    "bad_words",
+    "logits_processors",
+    "logits_processor_args",
 )
 COMPLETION_MAX_TOKENS = 16
 """What OpenAI's completions generate where nothing is asked for; chat goes on to the end of the context."""
@@ -37,11 +42,7 @@ COMPLETION_MAX_TOKENS = 16
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "use_beam_search": (False,),
-    "prompt_logprobs": (),
-    "include_stop_str_in_output": (False,),
     "truncate_prompt_tokens": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "suffix": ("",),
     "chat_template": (),
     "functions": ([],),
@@ -70,19 +71,26 @@ def chat_sampling(request: ChatCompletionRequest, defaults: SamplingParams) -> S
     elif request.top_logprobs:
         bad_request("top_logprobs needs logprobs: true", "top_logprobs")
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    return _sampling(request, defaults, logprobs, limit)
+    return _sampling(request, defaults, logprobs, limit, request.prompt_logprobs)
 
 
 def completion_sampling(request: CompletionRequest, defaults: SamplingParams) -> SamplingParams:
     """Sampling settings of a completion request."""
-    if request.echo and request.logprobs is not None:
-        bad_request("log-probabilities of the prompt are not computed; leave out echo or logprobs", "logprobs")
     limit = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _sampling(request, defaults, request.logprobs, limit)
+    wanted = [request.prompt_logprobs]
+    if request.echo:
+        # With max_tokens 0 the prompt is all that is computed.
+        wanted += [request.logprobs, 0 if limit == 0 else None]
+    counts = [count for count in wanted if count is not None]
+    return _sampling(request, defaults, request.logprobs, limit, max(counts, default=None))
 
 
 def _sampling(
-    request: SamplingFields, defaults: SamplingParams, logprobs: int | None, max_tokens: int | None
+    request: SamplingFields,
+    defaults: SamplingParams,
+    logprobs: int | None,
+    max_tokens: int | None,
+    prompt_logprobs: int | None,
 ) -> SamplingParams:
     refuse_what_cannot_be_honoured(request)
     given = {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
@@ -91,7 +99,29 @@ def _sampling(
         given["seed"] = None if request.seed == -1 else request.seed % 2**64
     if request.stream_options is not None and not request.stream:
         bad_request("stream_options needs stream: true", "stream_options")
-    return defaults.with_(**given, logprobs=logprobs, max_tokens=max_tokens, structured=structured_output(request))
+    if request.prompt_logprobs is not None and request.stream:
+        bad_request("prompt_logprobs has no place in a stream; leave out stream", "prompt_logprobs")
+    if request.vllm_xargs:
+        given["logits_processor_args"] = _flat_arguments(request)
+    return defaults.with_(
+        **given,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        max_tokens=max_tokens,
+        structured=structured_output(request),
+    )
+
+
+def _flat_arguments(request: SamplingFields) -> dict[str, dict[str, Any]]:
+    """vLLM's arguments have no names of processors; they are those of the one that the request names."""
+    names = request.logits_processors or []
+    if len(names) != 1 or request.logits_processor_args:
+        bad_request(
+            "vllm_xargs are the arguments of the one processor that logits_processors names; for several, "
+            "send logits_processor_args",
+            "vllm_xargs",
+        )
+    return {names[0]: dict(request.vllm_xargs or {})}
 
 
 def structured_output(request: SamplingFields) -> StructuredOutput | None:

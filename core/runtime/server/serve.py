@@ -20,6 +20,7 @@ from runtime.engine.async_llm import AsyncLLM
 from runtime.engine.config import EngineConfig
 from runtime.errors import InvalidArgument
 from runtime.server.app import create_app
+from runtime.server.prompt_log import usable_folder
 from runtime.server.service import Service
 from runtime.server.settings import ServerSettings
 
@@ -44,16 +45,20 @@ async def serve(
     say      is told what a person should know: the status of the model, the ready line, the drain
     """
     check_tls(settings)
+    if settings.log_prompts is not None:
+        usable_folder(settings.log_prompts)
     listener = listen(settings)
     try:
         llm = await AsyncLLM.start(engine_config, process=process, progress=progress)
         try:
-            await llm.reset_prefix_cache()  # nothing is in it; but the answer brings the engine's first figures
             for line in llm.status:
                 say(line)
             service = Service(llm, settings)
             server = DrainingServer(service, say)
-            await server.serve(sockets=[listener])
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                service.close()
         finally:
             await llm.close()
     finally:

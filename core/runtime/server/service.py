@@ -6,12 +6,15 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from runtime import __version__
 from runtime.server.failures import ApiError
 from runtime.server.metrics import Metrics
+from runtime.server.prompt_log import PromptLog
 from runtime.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from runtime.engine.async_llm import AsyncLLM
+    from runtime.server.generation import Generation
 
 
 class Service:
@@ -22,7 +25,12 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.created = int(time.time())
+        self.fingerprint = f"hal-runtime-{__version__}-{llm.fingerprint[:12]}"
+        """Tells clients when answers may change although the seed does not: another version, another model."""
+        self.prompt_log = None if settings.log_prompts is None else PromptLog(settings.log_prompts)
         self.is_draining = False
+        self.generations: dict[str, Generation] = {}
+        """Requests that are being answered, by id."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -49,6 +57,11 @@ class Service:
         self.metrics.in_flight -= 1
         if not self.metrics.in_flight:
             self._idle.set()
+
+    def close(self) -> None:
+        """Write what is to be logged."""
+        if self.prompt_log is not None:
+            self.prompt_log.close()
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new work, let running requests end for `timeout_s`, end the rest and wait for their answers."""

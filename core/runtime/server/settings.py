@@ -27,7 +27,8 @@ class ServerSettings:
     request_timeout_s  most seconds for one request, queueing included; None: no limit
     max_body_bytes     longest body of a request
     ping_s             a silent stream sends a comment after so many seconds, so that proxies keep it open
-    log_requests       one line per request on stderr; texts are never logged
+    log_requests       one line per request on stderr, without texts; probes and metrics only where they fail
+    log_prompts        folder for the texts of requests and answers, as JSON lines by day: whoever reads it reads all
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +44,7 @@ class ServerSettings:
     max_body_bytes: int = 32 * 1024 * 1024
     ping_s: float = 15.0
     log_requests: LogFormat | None = None
+    log_prompts: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

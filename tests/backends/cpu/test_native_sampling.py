@@ -52,7 +52,22 @@ def test_a_thousand_rows_with_all_filters_give_the_tokens_of_the_reference(devic
 
 
 @pytest.mark.parametrize(
-    "filters", [{}, {"top_k": 40}, {"top_p": 0.95}, {"min_p": 0.05}, {"typical_p": 0.9}, {"temperature": 0}]
+    "filters",
+    [
+        {},
+        {"top_k": 40},
+        {"top_p": 0.95},
+        {"top_p": 0.5},
+        {"top_p": 0.99999},
+        {"min_p": 0.05},
+        {"min_p": 1e-9},
+        {"typical_p": 0.9},
+        {"temperature": 0},
+        {"temperature": 1e-38},
+        {"temperature": 30},
+        {"temperature": 1.5, "top_p": 0.9, "min_p": 0.01},
+        {"top_k": 3000, "top_p": 0.9},
+    ],
 )
 @pytest.mark.parametrize("spread", [1.0, 12.0])
 def test_a_large_vocabulary_gives_the_tokens_of_the_reference(

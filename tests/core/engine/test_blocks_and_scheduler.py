@@ -56,6 +56,33 @@ def test_a_long_prompt_is_cut_into_chunks_and_decoding_goes_first() -> None:
     assert scheduler.pool.num_free == 64
 
 
+def test_prompts_that_are_scored_share_the_rows_of_logits_that_a_step_has() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), 4, 64, max_num_logits=10)
+    scheduler.add(request("a", 3, 9))
+    scored = SamplingParams(prompt_logprobs=0)
+    for name in "bc":
+        scheduler.add(Request(name, list(range(12)), scored, 9))
+    scheduler.add(request("d", 30, 9))
+    rows = []
+
+    def step() -> list[tuple[str, int]]:
+        parts = scheduler.schedule().parts
+        rows.append(sum(len(p.scored) + p.samples for p in parts))
+        for part in parts:
+            part.request.prompt_logprobs += [None] * len(part.scored)
+            is_last = part.reaches_end
+            scheduler.computed(part)
+            if is_last:
+                part.request.output_token_ids.append(7)
+        return [(p.request.request_id, p.num_scheduled_tokens) for p in parts]
+
+    assert step() == [("a", 3), ("b", 7), ("c", 1), ("d", 30)]
+    assert step() == [("a", 1), ("d", 1), ("b", 5), ("c", 3)]
+    assert step() == [("a", 1), ("b", 1), ("d", 1), ("c", 7)]
+    assert step() == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+    assert max(rows) == 10
+
+
 def test_a_request_waits_until_there_are_blocks_for_its_tokens_and_one_more_for_each_that_runs() -> None:
     scheduler = Scheduler(BlockPool(3, 4), max_num_seqs=4, max_num_batched_tokens=64)
     scheduler.add(request("a", 5, 4))
@@ -80,21 +107,32 @@ def test_blocks_come_one_at_a_time_and_the_last_to_come_is_preempted_when_there_
     assert (scheduler.num_preemptions, scheduler.pool.num_free) == (1, 4)
 
 
-def test_a_common_beginning_is_computed_once_but_never_shared_between_tenants() -> None:
+def test_a_common_beginning_is_computed_once_but_never_shared_between_salts() -> None:
     scheduler = Scheduler(BlockPool(64, 4), max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True)
     scheduler.add(request("a", 11, 1))
     assert advance(scheduler) == [("a", 0, 11)]
     scheduler.add(request("b", 11, 1))
     scheduler.add(request("c", 12, 1))
     scheduler.add(request("d", 13, 1))
-    other = request("other tenant", 13, 1)
-    other.tenant = "other"
+    other = request("other salt", 13, 1)
+    other.cache_salt = "other"
     scheduler.add(other)
     # Two full blocks are known. The third of "d" is being computed for "c", so "d" waits.
-    assert advance(scheduler) == [("b", 8, 3), ("c", 8, 4), ("other tenant", 0, 13)]
+    assert advance(scheduler) == [("b", 8, 3), ("c", 8, 4), ("other salt", 0, 13)]
     assert advance(scheduler) == [("d", 12, 1)]
     assert scheduler.prefix_cache_hits == 8 + 8 + 12
     assert (scheduler.pool.num_free, scheduler.pool.num_cached) == (64, 3 + 3)
+
+
+def test_a_request_may_leave_the_cache_unread_and_others_still_find_what_it_computed() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True)
+    for name, tokens in (("a", 9), ("unread", 13), ("b", 13)):
+        scheduler.add(request(name, tokens, 1))
+        scheduler.waiting[-1].skip_reading_prefix_cache = name == "unread"
+    # "unread" does not wait for what "a" computes, and nothing of "b" is computed a third time.
+    assert advance(scheduler) == [("a", 0, 9), ("unread", 0, 13)]
+    assert advance(scheduler) == [("b", 12, 1)]
+    assert (scheduler.prefix_cache_hits, scheduler.pool.num_cached) == (12, 3)
 
 
 def test_who_arrives_together_with_the_same_prompt_waits_for_the_first_to_compute_it() -> None:

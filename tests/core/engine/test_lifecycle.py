@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 import weakref
 from collections import Counter
 from typing import Any
@@ -13,7 +14,7 @@ from null_engine import RememberingRunner, expected_tokens, null_engine
 
 from runtime.engine.blocks import BlockPool
 from runtime.engine.policy import make_policy
-from runtime.engine.request import Request, RequestOutput, RequestState
+from runtime.engine.request import Request, RequestOutput, RequestState, RequestTimes
 from runtime.engine.sampling_params import SamplingParams
 from runtime.engine.scheduler import Scheduler
 
@@ -33,6 +34,7 @@ class World:
         self.engine = null_engine(self.scheduler, failing=failing, max_model_len=64, can_copy_blocks=copies)
         self.alive: dict[str, tuple[Request, ...]] = {}
         self.outputs: dict[tuple[str, int], list[RequestOutput]] = {}
+        self.times: list[RequestTimes] = []
         self.reasons: dict[str, int] = {}
         self.prefixes = [[self.rng.randrange(20, 200) for _ in range(30)] for _ in range(3)]
 
@@ -66,7 +68,13 @@ class World:
         )
         timeout_s = rng.choice([None, None, None, 0.0, 0.002])
         samples = self.engine.add_request(
-            prompt, params, tenant=rng.choice("ab"), priority=rng.randint(-2, 2), timeout_s=timeout_s
+            prompt,
+            params,
+            tenant=rng.choice("ab"),
+            cache_salt=rng.choice("xy"),
+            skip_reading_prefix_cache=rng.random() < 0.1,
+            priority=rng.randint(-2, 2),
+            timeout_s=timeout_s,
         )
         self.alive[samples[0].request_id] = samples
 
@@ -75,8 +83,10 @@ class World:
         outputs = self.outputs.setdefault((output.request_id, output.index), [])
         assert not outputs or outputs[-1].finish_reason is None
         outputs.append(output)
-        if output.finish_reason is None:
+        assert (output.times is None) == (output.finish_reason is None)
+        if output.times is None or output.finish_reason is None:
             return
+        self.times.append(output.times)
         self.reasons[output.finish_reason] = self.reasons.get(output.finish_reason, 0) + 1
         assert request.finish_reason == output.finish_reason
         assert (output.error is not None) == (output.finish_reason == "error")
@@ -127,7 +137,12 @@ def test_random_events_leave_a_full_pool(num_events: int) -> None:
         seen.update(world.seen)
         preemptions += world.scheduler.num_preemptions
         hits += world.scheduler.prefix_cache_hits
-        assert world.engine.stats().requests_finished == {"stop": 0} | world.reasons
+        stats = world.engine.stats()
+        assert stats.requests_finished == {"stop": 0} | world.reasons
+        assert stats.preemptions == sum(times.num_preemptions for times in world.times)
+        assert stats.prefill_seconds == pytest.approx(sum(times.prefill_s or 0.0 for times in world.times))
+        assert stats.decode_seconds == pytest.approx(sum(times.decode_s for times in world.times))
+        assert sum(stats.steps_by_tokens) == stats.steps
         for reason, count in world.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
     assert set(reasons) == {"length", "stop", "aborted", "error", "timeout"}
@@ -135,6 +150,37 @@ def test_random_events_leave_a_full_pool(num_events: int) -> None:
     assert min(seen["swapped"], seen["shared"]) > num_events / 100
     assert preemptions > 50
     assert hits > 500
+
+
+def test_a_request_knows_how_long_it_waited_and_how_long_its_tokens_took() -> None:
+    engine = null_engine(Scheduler(BlockPool(24, BLOCK_SIZE), 1, 16))
+    params = SamplingParams(max_tokens=3, seed=1, ignore_eos=True)
+    began = time.monotonic()
+    first, waiting = [engine.add_request([20] * 40, params)[0] for _ in range(2)]
+    compute = engine.runner.run
+
+    def slowly(parts: Any) -> Any:
+        time.sleep(0.01)
+        return compute(parts)
+
+    engine.runner.run = slowly  # type: ignore[method-assign]
+    outputs = [output for _ in range(5) for output in engine.step()]
+    times = outputs[-1].times
+    assert times is not None
+    assert 0 <= times.queue_s < 0.01
+    assert times.prefill_s is not None
+    assert times.prefill_s >= 0.03  # the prompt takes three steps, the first token comes with the last
+    assert times.decode_s >= 0.02
+    assert times.queue_s + times.prefill_s + times.decode_s < time.monotonic() - began
+    assert (times.num_preemptions, times.max_tokens) == (0, 3)
+    (output,) = engine.abort(waiting.request_id)
+    assert output.times is not None
+    assert output.times.queue_s >= 0.05
+    assert (output.times.prefill_s, output.times.decode_s) == (None, 0.0)
+    stats = engine.stats()
+    assert (stats.steps, stats.step_tokens, stats.step_sequences, stats.longest_sequence) == (5, 42, 5, 42)
+    assert stats.steps_by_tokens[:4] == (2, 1, 2, 0)
+    assert first.state is RequestState.FINISHED
 
 
 def test_nothing_is_kept_of_finished_requests() -> None:

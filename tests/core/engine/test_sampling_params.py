@@ -26,6 +26,14 @@ from runtime.errors import InvalidArgument
         ({"stop": ["a", ""]}, "stop = ('a', ''): every stop string must be non-empty text"),
         ({"seed": -1}, "seed = -1: it must be an integer in 0 .. 2**64 - 1"),
         ({"logit_bias": {3: math.inf}}, "logit_bias holds NaN or +infinity"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs = -1: it must be None or an integer from 0"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs = 21: at most 20 alternatives can be reported"),
+        ({"prompt_logprobs": 0, "max_tokens": -1}, "max_tokens = -1: it must be None or an integer from 0"),
+        ({"allowed_token_ids": []}, "allowed_token_ids is empty"),
+        ({"allowed_token_ids": ["a"]}, "allowed_token_ids = ('a',): it must hold token ids"),
+        ({"bad_words": ["a", " "]}, "bad_words = ('a', ' '): every word must be text that is not blank"),
+        ({"logits_processors": [3]}, "logits_processors = (3,): each must be a name or a function"),
+        ({"logits_processor_args": {"a": {}}}, "arguments for 'a', which logits_processors does not name"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_rule(settings: dict[str, object], message: str) -> None:
@@ -47,8 +55,11 @@ def test_the_same_seed_and_position_give_the_same_number() -> None:
 def test_random_numbers_are_those_of_philox_with_the_seed_as_key() -> None:
     import numpy as np
 
-    generator = np.random.Generator(np.random.Philox(key=123, counter=9))
-    assert uniform(123, 9) == pytest.approx(generator.random(), abs=2.0**-24)
+    for seed, index in [(123, 9), (0, 0), (7, 1), (2**63 + 11, 1000), (2**64 - 1, 5)]:
+        raw = int(np.random.Philox(key=seed, counter=index).random_raw())
+        assert uniform(seed, index) == (raw >> 40) / 2**24
+        generator = np.random.Generator(np.random.Philox(key=seed, counter=index))
+        assert uniform(seed, index) == pytest.approx(generator.random(), abs=2.0**-24)
 
 
 def test_random_numbers_are_spread_evenly() -> None:

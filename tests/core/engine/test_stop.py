@@ -35,6 +35,18 @@ def test_the_earliest_match_wins_and_its_text_is_dropped() -> None:
     assert feed(["two", "one"], ["zero one two"]) == (["zero "], "one")
 
 
+def test_a_stop_string_that_is_included_is_shown_whole_or_not_at_all() -> None:
+    checker = StopChecker(["<end>"], include=True)
+    assert [checker.push(piece) for piece in ("Paris", ". <", "en", "d> and more", "x")] == [
+        "Paris",
+        ". ",
+        "",
+        "<end>",
+        "",
+    ]
+    assert checker.matched == "<end>"
+
+
 def test_nothing_comes_after_a_match() -> None:
     checker = StopChecker(["x"])
     assert checker.push("axb") == "a"

@@ -14,6 +14,9 @@ enum Nonlinearity : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, 
 constexpr int kKvTile = 32;         // tokens whose keys lie side by side
 constexpr int kKvSplit = 512;       // keys that are summed up by themselves, counted from position 0
 constexpr int kMaxTileRows = 64;    // query rows of one attention tile
+constexpr int kWeightGroup = 512;   // columns whose weights are summed up together
+constexpr int kNumNear = 5;
+constexpr float kNear[kNumNear] = {3, 6, 9, 12, 16};
 
 // One layer's cache. A block holds all KV heads of block_size tokens, one after the other: K, then V; elements are
 // padded with zeros to a multiple of 16 per head:
@@ -78,6 +81,9 @@ struct RowKernels {
     int64_t (*largest)(const float* x, int64_t n);       // index of the first largest; NaN counts as -inf
     // e[i] = exp((x[i] - top) / temperature) in f64; returns their sum.
     double (*weights)(const float* x, int64_t n, float top, double temperature, double* e);
+    // sums[g] = the sum of these weights, each to about 1e-7, over the columns g * kWeightGroup and on; returns the sum
+    // of all. near[c], unless null, is the sum over the columns whose (top - x) / temperature is at most kNear[c].
+    double (*weight_sums)(const float* x, int64_t n, float top, double temperature, double* sums, double* near);
     void (*maxima)(const float* x, int64_t n, int64_t group, float* y);  // of each group of columns
     int64_t (*collect)(const float* x, int64_t n, float least, int32_t* ids);  // x >= least (or NaN, where that is -inf)
     bool (*has_nan)(const float* x, int64_t n);

@@ -196,8 +196,11 @@ int64_t collect(const float* x, int64_t n, float least, int32_t* ids) {
     for (int64_t i = 0; i < n; i += kLanes) {
         const vi found = load_upto(x + i, n - i, -kInf) >= least;
         if (!any(found)) continue;
-        for (int j = 0; j < kLanes; j++)
-            if (found[j]) ids[count++] = (int32_t)(i + j);
+        const int end = n - i < kLanes ? (int)(n - i) : kLanes;
+        for (int j = 0; j < end; j++) {  // without a branch on what cannot be foreseen
+            ids[count] = (int32_t)(i + j);
+            count -= found[j];
+        }
     }
     return count;
 }
@@ -262,19 +265,61 @@ inline vd exp_f64(vd x) {
 
 double weights(const float* x, int64_t n, float top, double temperature, double* e) {
     constexpr int L = kLanes / 2;
+    const double scale = 1 / temperature;
     vd total = {};
     for (int64_t i = 0; i < n; i += L) {
         vhalf part = vhalf{} - kInf;
         const bool whole = i + L <= n;
         if (whole) part = load_as<vhalf>(x + i);
         else std::memcpy(&part, x + i, 4 * (size_t)(n - i));
-        const vd w = exp_f64((__builtin_convertvector(part, vd) - (double)top) / temperature);
+        const vd w = exp_f64((__builtin_convertvector(part, vd) - (double)top) * scale);
         total += w;
         std::memcpy(e + i, &w, whole ? sizeof(w) : 8 * (size_t)(n - i));
     }
     double sum = 0;
     for (int j = 0; j < L; j++) sum += total[j];
     return sum;
+}
+
+inline double sum_in_f64(vf x) {
+    double sum = 0;
+    for (int j = 0; j < kLanes; j++) sum += x[j];
+    return sum;
+}
+
+template <bool kWithNear>
+double sum_weights(const float* x, int64_t n, float top, double temperature, double* sums, double* near) {
+    constexpr double kLog2E = 1.4426950408889634;
+    // The scale is finite, so that the largest column's weight is 1 however cold it is.
+    const float scale = (float)(temperature > 1e-30 ? kLog2E / temperature : 1e30);
+    double total = 0;
+    for (int64_t first = 0; first < n; first += rt::kWeightGroup) {
+        const int64_t end = n - first < rt::kWeightGroup ? n : first + rt::kWeightGroup;
+        vf even = {}, odd = {}, part[rt::kNumNear] = {};
+        for (int64_t i = first; i < end; i += 2 * kLanes) {
+            const vf s = (load_upto(x + i, end - i, -kInf) - top) * scale, w = exp2_negative(s);
+            vf t = splat(-kInf);
+            if (i + kLanes < end) t = (load_upto(x + i + kLanes, end - i - kLanes, -kInf) - top) * scale;
+            const vf v = exp2_negative(t);
+            even += w;
+            odd += v;
+            if constexpr (kWithNear)
+                for (int c = 0; c < rt::kNumNear; c++) {
+                    const float least = -rt::kNear[c] * (float)kLog2E;
+                    part[c] += select(s >= least, w, vf{}) + select(t >= least, v, vf{});
+                }
+        }
+        total += *sums++ = sum_in_f64(even + odd);
+        if constexpr (kWithNear)
+            for (int c = 0; c < rt::kNumNear; c++) near[c] += sum_in_f64(part[c]);
+    }
+    return total;
+}
+
+double weight_sums(const float* x, int64_t n, float top, double temperature, double* sums, double* near) {
+    if (!near) return sum_weights<false>(x, n, top, temperature, sums, near);
+    for (int c = 0; c < rt::kNumNear; c++) near[c] = 0;
+    return sum_weights<true>(x, n, top, temperature, sums, near);
 }
 
 }  // namespace

@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <initializer_list>
+#include <numeric>
 
 namespace rt {
 
 namespace {
 
 constexpr int64_t kGroup = 32;                       // columns whose largest stands for them
-constexpr int64_t kDrawGroup = 512;
-constexpr int64_t kFew = 256;
 constexpr int64_t kBuckets = 2048;
 constexpr double kRange = 40;                        // e^-40 of the largest weight and less share the last bucket
 constexpr double kLargestUniform = 1 - 0x1p-24;      // a generator's f64 may round to 1 when it is stored in f32
@@ -92,26 +92,37 @@ void Chooser::keep(const float* x, const Test& test) {
     all_ = false;
 }
 
-// A peaked distribution: if the largest few hundred weights reach `wanted`, nothing else needs to be looked at.
-void Chooser::keep_few(const float* x, double wanted) {
-    if (!all_ || n_ < 16 * kFew) return;
-    const int64_t found = collect_largest(x, kFew);
-    double sum = 0;
-    for (int64_t i = 0; i < found; i++) sum += weights_[ids_[i]];
-    if (sum < wanted) return;
-    for (int64_t i = 0; i < found; i++) {  // ids ascend: nothing is overwritten before it is read
-        values_[i] = x[ids_[i]];
-        weights_[i] = weights_[ids_[i]];
-    }
+// Only columns of at least `least`, with their weights; false, and nothing changed, where these are too many to be
+// cheaper than all.
+bool Chooser::keep_from(const float* x, float least) {
+    const int64_t found = rows_.collect(x, n_, least, ids_);
+    if (found > n_ / 4) return false;
+    for (int64_t i = 0; i < found; i++) values_[i] = x[ids_[i]];
     count_ = found;
     all_ = false;
+    return true;
+}
+
+// Few columns mostly have nearly all of the weight: if those near the largest reach `top_p`, nothing else needs to be
+// looked at.
+void Chooser::keep_near(const float* x, double top_p, double* total) {
+    double near[kNumNear];
+    *total = rows_.weight_sums(x, n_, top_, temperature_, distance_, near);
+    const double wanted = top_p * *total;
+    for (int c = 0; c < kNumNear; c++) {
+        if (near[c] < wanted * (1 + 1e-6)) continue;  // more than these sums may be wrong by
+        keep_from(x, (float)((double)top_ - (kNear[c] + 1e-3) * temperature_));
+        return;
+    }
 }
 
 // The fewest most probable survivors that reach `top_p`. Their weights are summed up in buckets of nearly equal scores,
 // so that only the bucket in which the sum is reached must be sorted.
 void Chooser::keep_nucleus(const float* x, double top_p) {
-    const double wanted = top_p * weigh(x), steps = kBuckets / kRange / temperature_;
-    keep_few(x, wanted);
+    double total = 0;
+    if (is_long()) keep_near(x, top_p, &total);
+    const double kept = weigh(x);
+    const double wanted = top_p * (total > 0 && !all_ ? total : kept), steps = kBuckets / kRange / temperature_;
     const float* values = all_ ? x : values_;
     const auto bucket = [&](int64_t i) {
         const double step = ((double)top_ - (double)values[i]) * steps;
@@ -140,25 +151,41 @@ void Chooser::keep_nucleus(const float* x, double top_p) {
 
 // The first survivor whose cumulative weight exceeds the share `uniform` of all: summed by groups, then within one.
 int64_t Chooser::draw(float uniform) {
-    const int64_t groups = (count_ + kDrawGroup - 1) / kDrawGroup;
-    double total = 0;
-    for (int64_t g = 0; g < groups; g++) {
-        const double* w = weights_ + g * kDrawGroup;
-        const int64_t n = std::min(kDrawGroup, count_ - g * kDrawGroup);
+    for (int64_t first = 0; first < count_; first += kWeightGroup) {
+        const int64_t n = std::min<int64_t>(kWeightGroup, count_ - first);
         double sums[8] = {};
-        for (int64_t i = 0; i < n; i++) sums[i % 8] += w[i];
-        for (double sum : sums) total += sum;
-        distance_[g] = total;
+        for (int64_t i = 0; i < n; i++) sums[i % 8] += weights_[first + i];
+        distance_[first / kWeightGroup] = std::accumulate(sums, sums + 8, 0.0);
     }
-    const double wanted = std::min((double)uniform, kLargestUniform) * total;
+    const auto [first, before, wanted] = find_group(uniform);
+    return first + find(weights_ + first, std::min<int64_t>(kWeightGroup, count_ - first), before, wanted);
+}
+
+// The same where every column survives: only the weights of one group are kept.
+int64_t Chooser::draw_of_all(const float* x, float uniform) {
+    rows_.weight_sums(x, n_, top_, temperature_, distance_, nullptr);
+    const auto [first, before, wanted] = find_group(uniform);
+    const int64_t n = std::min<int64_t>(kWeightGroup, n_ - first);
+    rows_.weights(x + first, n, top_, temperature_, weights_);
+    return first + find(weights_, n, before, wanted);
+}
+
+// From the sums of groups in distance_: the first column of the group, the weight before it, and the weight wanted.
+Chooser::Place Chooser::find_group(float uniform) {
+    const int64_t groups = (count_ + kWeightGroup - 1) / kWeightGroup;
+    std::partial_sum(distance_, distance_ + groups, distance_);
+    const double wanted = std::min((double)uniform, kLargestUniform) * distance_[groups - 1];
     const int64_t group = std::min<int64_t>(std::upper_bound(distance_, distance_ + groups, wanted) - distance_, groups - 1);
-    double sum = group ? distance_[group - 1] : 0;
-    const int64_t end = std::min(count_, (group + 1) * kDrawGroup);
-    for (int64_t i = group * kDrawGroup; i < end; i++)
-        if ((sum += weights_[i]) > wanted) return i;
+    return {group * kWeightGroup, group ? distance_[group - 1] : 0, wanted};
+}
+
+int64_t Chooser::find(const double* weights, int64_t n, double before, double wanted) {
+    double sum = before;
+    for (int64_t i = 0; i < n; i++)
+        if ((sum += weights[i]) > wanted) return i;
     // Rounding: the group's sum exceeds what is wanted, that of its members does not.
-    for (int64_t i = end - 1;; i--)
-        if (weights_[i] > 0 || i == 0) return i;
+    for (int64_t i = n - 1;; i--)
+        if (weights[i] > 0 || i == 0) return i;
 }
 
 int32_t Chooser::sample(const float* x, const Filters& filters, float uniform) {
@@ -170,10 +197,14 @@ int32_t Chooser::sample(const float* x, const Filters& filters, float uniform) {
     if (0 < filters.top_k && filters.top_k < n_) keep_top_k(x, filters.top_k);
     if (filters.top_p < 1) keep_nucleus(x, filters.top_p);
     if (filters.min_p > 0) {
+        // A little more than what survives; the weights decide.
+        const double score = 1e-3 - std::log(std::min((double)filters.min_p, 1.0));
+        if (is_long()) keep_from(x, (float)((double)top_ - score * temperature_));
         weigh(x);
         keep_probable(std::min((double)filters.min_p, 1.0), x);
     }
     if (filters.typical_p < 1) keep_typical(filters.typical_p, weigh(x), x);
+    if (is_long()) return (int32_t)draw_of_all(x, uniform);
     weigh(x);
     return all_ ? (int32_t)draw(uniform) : ids_[draw(uniform)];
 }

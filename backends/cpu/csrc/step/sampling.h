@@ -26,14 +26,24 @@ private:
     void carve(uint8_t* memory, size_t* used);
     int64_t collect_largest(const float* x, int64_t k);
     void keep_top_k(const float* x, int64_t k);
-    void keep_few(const float* x, double wanted);
+    bool keep_from(const float* x, float least);
+    void keep_near(const float* x, double top_p, double* total);
+    // Whether no filter has left fewer columns than it is worth to look for candidates among.
+    bool is_long() const { return all_ && n_ >= 4096; }
     void keep_nucleus(const float* x, double top_p);
     void keep_probable(double min_p, const float* x);
     void keep_typical(double mass, double total, const float* x);
     template <class Test>
     void keep(const float* x, const Test& test);
     double weigh(const float* x);
+    struct Place {
+        int64_t first;
+        double before, wanted;
+    };
+    Place find_group(float uniform);
+    static int64_t find(const double* weights, int64_t n, double before, double wanted);
     int64_t draw(float uniform);
+    int64_t draw_of_all(const float* x, float uniform);
 
     const RowKernels& rows_;
     const int64_t n_;
