@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.engine.config import EngineConfig
     from runtime.engine.files import load_tokenizer
     from runtime.engine.llm import LLM
+    from runtime.engine.logits_processors import LogitsProcessor
     from runtime.engine.request import Completion, CompletionOutput, PositionLogprobs, RequestOutput, TokenLogprob
     from runtime.engine.sampling_params import SamplingParams
     from runtime.errors import RuntimeFault
@@ -35,6 +36,7 @@ _HOMES = {
     "EngineConfig": "runtime.engine.config",
     "LLM": "runtime.engine.llm",
     "CompletionOutput": "runtime.engine.request",
+    "LogitsProcessor": "runtime.engine.logits_processors",
     "Completion": "runtime.engine.request",
     "PositionLogprobs": "runtime.engine.request",
     "RequestOutput": "runtime.engine.request",
@@ -53,6 +55,7 @@ __all__ = [
     "Completion",
     "CompletionOutput",
     "EngineConfig",
+    "LogitsProcessor",
     "PositionLogprobs",
     "RequestOutput",
     "RuntimeFault",
