@@ -112,14 +112,14 @@ class SamplingParams:
 
     def _check_words_and_processors(self) -> None:
         if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            self.allowed_token_ids = tuple(self.allowed_token_ids)
             if not all(isinstance(t, int) for t in self.allowed_token_ids or ()):
                 raise InvalidArgument(f"allowed_token_ids = {self.allowed_token_ids!r}: it must hold token ids")
             if not self.allowed_token_ids:
                 raise InvalidArgument("allowed_token_ids is empty, so that no token could be chosen; leave it out")
         for name in ("bad_words", "logits_processors"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) or callable(value) else tuple(value))
+            setattr(self, name, (value,) if isinstance(value, str) or callable(value) else tuple(value))
         if any(not isinstance(word, str) or not word.strip() for word in self.bad_words):
             raise InvalidArgument(f"bad_words = {self.bad_words!r}: every word must be text that is not blank")
         if not all(isinstance(p, str) or callable(p) for p in self.logits_processors):
