@@ -200,10 +200,10 @@ def test_an_embedding_that_nobody_waits_for_is_not_computed() -> None:
         assert hidden_states is not None
         forward, computed, gate = hidden_states.forward, [], threading.Event()
 
-        def counted(part: Any, rows: Any) -> Any:
+        def counted(parts: Any, rows: Any) -> Any:
             assert gate.wait(10)
-            computed.append((part.request.prompt_token_ids[0], part.num_scheduled_tokens))
-            return forward(part, rows)
+            computed.extend((part.request.prompt_token_ids[0], part.num_scheduled_tokens) for part in parts)
+            return forward(parts, rows)
 
         hidden_states.forward = counted  # type: ignore[method-assign]
         first, second, third = (asyncio.create_task(llm.embed([token] * 96)) for token in (5, 6, 7))
