@@ -11,7 +11,7 @@ from runtime.engine.random import uniform
 from runtime.engine.request import PositionLogprobs, Request, TokenLogprob
 from runtime.engine.sampling_graph import PENALTY_INPUTS, ROW_INPUTS, SamplingVariant, build_sampling_graph
 from runtime.errors import NumericFault, RuntimeFault
-from runtime.executor import Executor
+from runtime.executor import Executor, KeptOutput
 from runtime.graph import Graph
 
 if TYPE_CHECKING:
@@ -53,21 +53,30 @@ class Sampler:
         self._make_executor = make_executor
         self._executors: dict[SamplingVariant, Executor] = {}
 
-    def sample(self, logits: NDArray[np.float32], requests: Sequence[Request]) -> list[Sampled]:
-        """Choose one token per row of `logits` [len(requests), vocab_size]; a row that fails does so alone."""
+    def sample(self, logits: NDArray[np.float32] | KeptOutput, requests: Sequence[Request]) -> list[Sampled]:
+        """Choose one token per row of `logits` [len(requests), vocab_size]; a row that fails does so alone.
+
+        Logits on a device stay there: only what was chosen is fetched. A grammar's masks are made here, and bring them.
+        """
         import numpy as np
 
-        finite = np.all(np.isfinite(logits), axis=1)
-        logits[~finite] = 0
+        if isinstance(logits, KeptOutput) and any(r.matcher is not None for r in requests):
+            logits = logits.numpy()
+        stays = isinstance(logits, KeptOutput)
+        if not isinstance(logits, KeptOutput):
+            finite = np.all(np.isfinite(logits), axis=1)
+            logits[~finite] = 0
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
         allowed, faults = _allowed(requests)
         # With penalties even a greedy choice goes through `sample`, which tells when nothing is left to choose.
         choice = penalties or any(r.params.temperature > 0 for r in requests)
-        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(allowed and wanted))
+        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(allowed and wanted), stays)
         inputs: dict[str, Any] = {"logits": logits}
-        if allowed:  # log-probabilities are the model's own, so they need the logits as they were
+        if allowed and not isinstance(
+            logits, KeptOutput
+        ):  # log-probabilities are the model's own, so they need the logits as they were
             inputs["allowed_logits" if wanted else "logits"] = _constrained(logits, allowed, copy=bool(wanted))
         dims = {"R": len(requests), "H": 1, "X": 1}
         if variant.penalties:
@@ -75,6 +84,8 @@ class Sampler:
         if variant.random:
             inputs |= _row_inputs(requests)
         outputs = self._executor(variant).run(inputs, dims)
+        if stays:
+            finite = ~np.isnan(outputs["zeros"][:, 0])
         return [
             Sampled(-1, error=faults[i]) if i in faults else self._sampled(outputs, i, r, bool(finite[i]))
             for i, r in enumerate(requests)
