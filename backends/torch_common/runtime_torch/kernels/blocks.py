@@ -70,8 +70,13 @@ def decode(
             code = code | (((word[:, :, None] >> (2 * j)[None, None, :]) & 3) << LO_BITS)
         if CODEBOOK:
             value = tl.load(table + code)
-        else:
+        elif LO_BITS == 8:
             value = (code - OFFSET).to(tl.float32)
+        else:
+            # code / 2^bits in a mantissa: conversions of integers take two to four times as long as these three steps
+            BITS: tl.constexpr = LO_BITS + HI_BITS
+            value = ((code << (23 - BITS)) | 0x3F800000).to(tl.float32, bitcast=True)
+            value = value - (1.0 + OFFSET / (1 << BITS))
         group = unit * GROUPS + (PART * GROUPS) // PARTS
         if SCALE == 2:
             e = tl.load(scale + group, mask=mask, other=0).to(tl.int32)
@@ -82,6 +87,8 @@ def decode(
             s = tl.load(scale + group, mask=mask, other=0).to(tl.float32)
         if SCALE == 1:
             s = s * tl.load(above + unit // 8, mask=mask, other=0).to(tl.float32)
+        if LO_BITS < 8 and not CODEBOOK:
+            s = s * (1 << (LO_BITS + HI_BITS))
         m = tl.zeros_like(s)
         if MINIMUM:
             m = tl.load(low + group, mask=mask, other=0).to(tl.float32)
