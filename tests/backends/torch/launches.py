@@ -58,7 +58,7 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
     """As Triton specialises: integers of 1 are constants, pointers and other integers may divide by 16."""
     options = tuple((n, constants.pop(n)) for n in OPTIONS if n in constants)
     names = kernel.arg_names
-    fixed = {n: v for n, v in constants.items()}
+    fixed = dict(constants)
     types: dict[str, str] = {}
     aligned = []
     for i, (name, value) in enumerate(zip(names, arguments)):

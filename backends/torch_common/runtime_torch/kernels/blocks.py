@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-HALF, SUPER, EXPONENT, DENSE = 0, 1, 2, 3
-"""Kinds of scales; DENSE weights have none and need not be whole units."""
+HALF, SUPER, EXPONENT, DENSE, FLOAT8 = 0, 1, 2, 3, 4
+"""Kinds of scales; DENSE weights have none and need not be whole units, FLOAT8 have one for four units."""
 F32, BF16, F16, BF16_EMULATED, F16_EMULATED = 0, 1, 2, 3, 4
 """What operands of a dot product are rounded to; the emulated ones are then kept in float32, for the interpreter."""
 
@@ -56,6 +56,11 @@ def decode(
         at = rows.to(tl.int64)[:, None, None] * num_columns + column[None, :, :]
         value = tl.load(lo + at, mask=mask[:, :, None] & (column < num_columns)[None, :, :], other=0.0).to(tl.float32)
         s = tl.full(mask.shape, 1.0, dtype=tl.float32)
+        m = tl.zeros_like(s)
+    elif SCALE == 4:
+        unit = rows.to(tl.int64)[:, None] * (num_columns // 32) + units[None, :]
+        value = tl.load(lo + unit[:, :, None] * W + j[None, None, :], mask=mask[:, :, None], other=0.0).to(tl.float32)
+        s = tl.load(scale + unit // 4, mask=mask, other=0.0)
         m = tl.zeros_like(s)
     else:
         unit = rows.to(tl.int64)[:, None] * (num_columns // 32) + units[None, :]
