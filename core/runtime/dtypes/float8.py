@@ -53,7 +53,8 @@ def _decode_e4m3_g128(blocks: NDArray[np.uint8]) -> NDArray[Any]:
 
     scales = np.ascontiguousarray(blocks[:, :4]).view("<f4")
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        return e4m3_values()[blocks[:, 4:]] * scales
+        values: NDArray[Any] = e4m3_values()[blocks[:, 4:]] * scales
+    return values
 
 
 F8_E4M3 = Format("f8_e4m3", "float", 1, 1, _decode_e4m3)
