@@ -73,12 +73,13 @@ bench: $(VENV)/.ready
 
 # On a machine with an NVIDIA GPU and a torch for it in the environment (docs/gpu.md); other kinds: GPU=rocm, GPU=xpu.
 GPU ?= cuda
+MINUTES ?= 60
 gpu: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch triton transformers accelerate
 	$(BIN)/runtime doctor $(GPU)
 	$(BIN)/runtime conformance run --backend $(GPU) --level L2 --budget full --jobs 2 --out build/gpu/conformance \
 	  --profile Q-GGUF-full --profile MoE --profile sampling --profile deterministic --profile capture
-	$(BIN)/python benchmarks/gpu.py --backend $(GPU) --device $(if $(filter xpu,$(GPU)),xpu,cuda)
+	$(BIN)/python benchmarks/gpu.py --backend $(GPU) --device $(if $(filter xpu,$(GPU)),xpu,cuda) --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache

@@ -1,8 +1,10 @@
 """Decoding and prefill on a GPU, beside transformers and beside the ceilings of the same device, all in one run.
 
 Ceilings are the rate of a copy and of a product of bf16 matrices. The peer is transformers with a static cache and
-torch.compile, in bf16, with random weights of the same shape. Every figure is a median with its spread. Files are
-written once to the work folder. A dry run measures tiny shapes on whatever backend is named, without the compiler.
+torch.compile, in bf16, with random weights of the same shape. Every figure is a median with its spread. Model files
+are made in the work folder when they are measured, and removed. gpu.json and gpu.md there hold what has been measured,
+after every figure: a run may be ended at any time, and `--minutes` ends it by itself. A dry run measures tiny shapes on
+whatever backend is named, without the compiler.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import argparse
 import gc
 import json
 import platform
+import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from models import SHAPES, Shape, write_model
+from fp8_model import write_fp8_model
+from models import SHAPES, Shape, tensor_shapes, write_model
 
 _LLAMA3 = (8.0, 1.0, 4.0, 8192)
 MODELS = {
@@ -33,9 +37,11 @@ MODELS = {
     ),
     **SHAPES,
 }  # fmt: skip
+WEIGHTS = "bf16,q4_k,q8_0,fp8"
+BITS = {"bf16": 16.0, "f16": 16.0, "q8_0": 8.5, "q4_k": 4.5, "q6_k": 6.5625, "fp8": 8.25}
 COPY_BYTES = 1 << 30
 MATRIX_SIZE = 8192
-REPEAT = 5
+REPEAT = 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Sizes:
     batches: tuple[int, ...] = (1, 4, 16, 64, 256)
     prefill: tuple[int, ...] = (512, 4096)
     depth: int = 512
-    decode: int = 64
+    decode: int = 32
     repeat: int = REPEAT
 
 
@@ -113,40 +119,73 @@ def measure_ceilings(device: str, *, is_tiny: bool) -> Ceilings:
     return Ceilings(2 * source.numel() * 2 / copy, 2 * size**3 / product)
 
 
+def make_file(name: str, weights: str, folder: Path) -> Path:
+    """A model file, or a directory with FP8 weights; made where there is none."""
+    if weights == "fp8":
+        path = folder / f"{name}-fp8"
+        if not (path / "model.safetensors").exists():
+            config = hf_config(MODELS[name])
+            write_fp8_model(path, MODELS[name], {**config.to_dict(), "architectures": [hf_class(MODELS[name])]})
+        return path
+    path = folder / f"{name}-{weights}.gguf"
+    if not path.exists():
+        write_model(path, MODELS[name], weights)
+    return path
+
+
+def file_bytes(name: str, weights: str) -> int:
+    """About what `make_file` takes."""
+    elements = 0
+    for sizes in tensor_shapes(MODELS[name]).values():
+        size = 1
+        for n in sizes:
+            size *= n
+        elements += size
+    return int(elements * BITS.get(weights, 16.0) / 8)
+
+
 def measure_runtime(
     backend: str, name: str, weights: str, sizes: Sizes, ceilings: Ceilings, folder: Path
 ) -> Iterator[Row]:
-    """Through the engine's executor, as `runtime bench` does."""
+    """Through the engine's executor, as `runtime bench` does: decoding first, which other rows are compared by."""
     from runtime.engine.bench import BenchPlan, measure
     from runtime.engine.config import EngineConfig
     from runtime.engine.loading import load
 
-    path = folder / f"{name}-{weights}.gguf"
-    if not path.exists():
-        write_model(path, MODELS[name], weights)
-    plan = BenchPlan(sizes.prefill, sizes.decode, (sizes.depth,), sizes.batches, sizes.repeat)
+    path = make_file(name, weights, folder)
+    # apart, as every sequence of a plan has room for the longest measurement of it
+    decoding = BenchPlan((), sizes.decode, (sizes.depth,), sizes.batches, sizes.repeat)
+    prompts = BenchPlan(sizes.prefill, 0, (), (1,), sizes.repeat)
     config = EngineConfig(
         path,
         backend=backend,
         fallback="forbid",
-        max_num_seqs=plan.max_num_seqs,
-        max_num_batched_tokens=max(*sizes.prefill, plan.max_num_seqs),
-        max_model_len=plan.max_model_len + 1,
+        max_num_seqs=decoding.max_num_seqs,
+        max_num_batched_tokens=max(*sizes.prefill, decoding.max_num_seqs),
+        max_model_len=max(decoding.max_model_len, prompts.max_model_len) + 1,
     )
     loaded = load(config)
     try:
-        for m in measure(loaded, plan):
-            is_decode = m.kind == "decode"
-            bound = ceilings.copy_bytes_per_s if is_decode else ceilings.matmul_operations_per_s
-            reached = m.weight_bytes_per_s if is_decode else m.operations_per_s
-            replays = sum(getattr(e, "num_replays", 0) for e in loaded.executor._executables)
-            yield Row(
-                *("runtime", name, weights, m.kind, m.batch, m.num_tokens),
-                *(m.median_tokens_per_s, m.spread, reached / bound, str(replays)),
-            )
+        for plan in (decoding, prompts):
+            for m in measure(loaded, plan):
+                is_decode = m.kind == "decode"
+                bound = ceilings.copy_bytes_per_s if is_decode else ceilings.matmul_operations_per_s
+                reached = m.weight_bytes_per_s if is_decode else m.operations_per_s
+                replays = sum(getattr(e, "num_replays", 0) for e in loaded.executor._executables)
+                yield Row(
+                    *("runtime", name, weights, m.kind, m.batch, m.num_tokens),
+                    *(m.median_tokens_per_s, m.spread, reached / bound, str(replays)),
+                )
     finally:
         loaded.close()
         gc.collect()
+
+
+def hf_class(shape: Shape) -> str:
+    """The class that reads such a checkpoint."""
+    if shape.num_experts:
+        return "Qwen3MoeForCausalLM"
+    return "Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
 
 
 def hf_config(shape: Shape) -> Any:
@@ -250,38 +289,106 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+class Results:
+    """What was measured so far, in files of the work folder that are written anew with every figure."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any], minutes: float) -> None:
+        self._folder, self._facts = folder, facts
+        self._deadline = time.monotonic() + 60 * minutes
+        self.rows: list[Row] = []
+        self.skipped: dict[str, str] = {}
+        self.write()
+
+    @property
+    def seconds_left(self) -> float:
+        """Until no new measurement begins."""
+        return self._deadline - time.monotonic()
+
+    def collect(self, what: str, measurements: Iterator[Row]) -> None:
+        """Take figures until there are no more, or no time. What fails is noted, and the next may begin."""
+        try:
+            for row in measurements:
+                self.rows.append(row)
+                print(row, file=sys.stderr, flush=True)
+                self.write()
+                if self.seconds_left <= 0:
+                    self.skip(what, "time ran out before its last figures")
+                    break
+        except Exception as error:  # noqa: BLE001  (a finding; the others are measured all the same)
+            self.skip(what, f"{type(error).__name__}: {error}")
+        finally:
+            if isinstance(measurements, Generator):
+                measurements.close()
+
+    def skip(self, what: str, reason: str) -> None:
+        """Note what was not measured."""
+        self.skipped[what] = reason
+        print(f"{what}: {reason}", file=sys.stderr, flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """gpu.json and gpu.md."""
+        report = {"environment": self._facts, "rows": [asdict(r) for r in self.rows], "skipped": self.skipped}
+        (self._folder / "gpu.json").write_text(json.dumps(report, indent=1), "utf-8")
+        (self._folder / "gpu.md").write_text(self.text(), "utf-8")
+
+    def text(self) -> str:
+        """Markdown: the device, all rows, and what is missing."""
+        ceilings = self._facts["ceilings"]
+        copied, product = ceilings["copy_bytes_per_s"] / 1e9, ceilings["matmul_operations_per_s"] / 1e12
+        rates = f"copy {copied:.0f} GB/s, bf16 product {product:.1f} TFLOP/s"
+        head = f"{self._facts['device']}, {self._facts['date']}: {rates}"
+        missing = [f"- not measured: {what}: {reason}" for what, reason in self.skipped.items()]
+        return "\n".join([head, "", table(self.rows), *missing, ""])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and write all figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", default="cuda", help="backend to measure (cuda)")
     parser.add_argument("--device", default="cuda", help="its torch device type, for ceilings and the peer (cuda)")
     parser.add_argument("--models", default="llama-3.1-8b,qwen3-30b-a3b", help="comma separated")
-    parser.add_argument("--weights", default="bf16,q4_k,q8_0", help="formats, comma separated")
+    parser.add_argument("--weights", default=WEIGHTS, help=f"formats, comma separated ({WEIGHTS})")
     parser.add_argument("--work", type=Path, default=Path("build/gpu"), help="folder for model files and results")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no new measurement begins after so many (60)")
+    parser.add_argument("--keep", action="store_true", help="leave the model files for the next run")
+    parser.add_argument("--no-peer", action="store_true", help="without transformers")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, no compiler; figures mean nothing")
     args = parser.parse_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)
     sizes = TINY if args.dry_run else Sizes()
     ceilings = measure_ceilings(args.device, is_tiny=args.dry_run)
-    rows: list[Row] = []
+    facts = {**environment(args.backend), "dry_run": args.dry_run, "ceilings": asdict(ceilings)}
+    results = Results(args.work, facts, args.minutes)
     for name in args.models.split(","):
         for weights in args.weights.split(","):
-            for row in measure_runtime(args.backend, name, weights, sizes, ceilings, args.work):
-                rows.append(row)
-                print(row, file=sys.stderr, flush=True)
+            what, needed = f"{name} {weights}", file_bytes(name, weights)
+            if results.seconds_left <= 0:
+                results.skip(what, f"{args.minutes:g} minutes were over")
+            elif shutil.disk_usage(args.work).free < 1.1 * needed:
+                results.skip(what, f"its file takes {needed / 1e9:.0f} GB, more than is free in {args.work}")
+            else:
+                results.collect(what, measure_runtime(args.backend, name, weights, sizes, ceilings, args.work))
+                if not args.keep:
+                    remove_files(name, weights, args.work)
+        what = f"{name} transformers"
+        if args.no_peer or results.seconds_left <= 0:
+            results.skip(what, "not asked for" if args.no_peer else f"{args.minutes:g} minutes were over")
+            continue
         peer = replace(sizes, batches=tuple(b for b in sizes.batches if b <= 64))
-        for row in measure_transformers(args.device, name, peer, ceilings, compiles=not args.dry_run):
-            rows.append(row)
-            print(row, file=sys.stderr, flush=True)
-    facts = {**environment(args.backend), "dry_run": args.dry_run, "ceilings": asdict(ceilings)}
-    report = {"environment": facts, "rows": [asdict(r) for r in rows]}
-    (args.work / "gpu.json").write_text(json.dumps(report, indent=1), "utf-8")
+        results.collect(what, measure_transformers(args.device, name, peer, ceilings, compiles=not args.dry_run))
     if args.dry_run:
         print("dry run: the figures say nothing about any device")
-    copied, product = ceilings.copy_bytes_per_s / 1e9, ceilings.matmul_operations_per_s / 1e12
-    print(f"{facts['device']}, {facts['date']}: copy {copied:.0f} GB/s, bf16 product {product:.1f} TFLOP/s\n")
-    print(table(rows))
-    return 0
+    print(results.text())
+    return 0 if results.rows else 1
+
+
+def remove_files(name: str, weights: str, folder: Path) -> None:
+    """What `make_file` made."""
+    if weights == "fp8":
+        shutil.rmtree(folder / f"{name}-fp8", ignore_errors=True)
+    else:
+        (folder / f"{name}-{weights}.gguf").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

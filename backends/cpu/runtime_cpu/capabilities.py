@@ -15,7 +15,7 @@ BLOCK_SIZE = 64
 MAX_HEAD_DIM = 512
 DECODED_FORMATS = (
     *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "nvfp4"),
-    *("f8_e4m3", "f8_e5m2"),
+    *("f8_e4m3", "f8_e5m2", "f8_e4m3_g128"),
 )
 """Weights in these are decoded at load and kept in f16 where that is exact, otherwise in f32."""
 ACTIVATIONS = {0: "f32", 1: "bf16", 2: "i8/32", 3: "bf16"}

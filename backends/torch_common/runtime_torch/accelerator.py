@@ -62,9 +62,14 @@ class Accelerator:
 
     def capture(self, work: Callable[[], None], pool: Any) -> Any:
         """A graph of what `work` submits, to be replayed. `work` must have run before, so that all is compiled."""
-        make = self._module.XPUGraph if self.device.type == "xpu" else self._module.CUDAGraph
-        graph = make()
-        with translated("capturing a step"), self._module.graph(graph, pool=pool, stream=self.stream):
+        if self.device.type == "xpu":
+            graph = self._module.XPUGraph()
+            context = self._module.graph(graph, pool=pool, stream=self.stream)
+        else:
+            graph = self._module.CUDAGraph()
+            # what other threads do with their devices, or a communicator's watchdog with this one, ends no capture
+            context = self._module.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
+        with translated("capturing a step (capture=off among the device's options does without)"), context:
             work()
         return graph
 

@@ -152,7 +152,8 @@ class Planes:
     """Elements of a unit that one part has."""
 
 
-_SCALES = {"half": 0, "super": 1, "exponent": 2}
+_SCALES = {"half": 0, "super": 1, "exponent": 2, "float8": 4}
+"""3 are dense weights, see `kernels.blocks`."""
 
 
 def planes_of(site: Site, port: str = "weight") -> Planes:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runtime.backend import Buffer, CollectiveFailed, InvalidArgument, TensorSpec, Unsupported
-from runtime_torch.accelerator import Accelerator
+from runtime.backend import Buffer, CollectiveFailed, InvalidArgument, RuntimeFault, TensorSpec, Unsupported
+from runtime_torch.accelerator import Accelerator, wait_for
 from runtime_torch.errors import first_line
 from runtime_torch.memory import DTYPES, TorchBuffer, own
 
@@ -129,7 +129,7 @@ class TorchCommunicator:
                 work = start()
         except (RuntimeError, ValueError) as error:
             raise CollectiveFailed(f"{what} failed on rank {self._rank}: {first_line(error)}") from error
-        return CollectiveEvent(work, f"{what} on rank {self._rank}", self, keep, finish)
+        return CollectiveEvent(work, f"{what} on rank {self._rank}", self, self._accelerator, keep, finish)
 
     def _part(self, spec: TensorSpec) -> int:
         shape = spec.resolve({})
@@ -150,9 +150,15 @@ class CollectiveEvent:
     """Completion of a collective."""
 
     def __init__(
-        self, work: Any, what: str, group: TorchCommunicator, keep: Any, finish: Callable[[], Any] | None
+        self,
+        work: Any,
+        what: str,
+        group: TorchCommunicator,
+        accelerator: Accelerator,
+        keep: Any,
+        finish: Callable[[], Any] | None,
     ) -> None:
-        self._work, self._what, self._group = work, what, group
+        self._work, self._what, self._group, self._accelerator = work, what, group, accelerator
         self._keep, self._finish = keep, finish
 
     def done(self) -> bool:
@@ -164,11 +170,14 @@ class CollectiveEvent:
         if self._work is None:
             return
         try:
-            if timeout_s is None:
-                self._work.wait()
-            else:
-                self._work.wait(timedelta(seconds=timeout_s))
-        except RuntimeError as error:
+            with self._accelerator.use():
+                if timeout_s is None:
+                    self._work.wait()
+                else:
+                    self._work.wait(timedelta(seconds=timeout_s))
+            # on a device, waiting for the work lets only the stream wait: the data are there when an event behind is
+            wait_for(self._accelerator.mark(), self._what, timeout_s)
+        except (RuntimeError, RuntimeFault) as error:
             raise CollectiveFailed(f"{self._what} failed: {first_line(error)}") from error
         if self._group.is_aborted:
             raise CollectiveFailed(f"{self._what}: the group was left")

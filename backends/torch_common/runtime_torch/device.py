@@ -22,6 +22,8 @@ from runtime_torch.repack import repack
 from runtime_torch.settings import Settings
 
 POOL = "device"
+PINNED_BYTES = 64 << 20
+"""Uploads go in pieces: pages are locked once and used again, and the host copies one piece while one travels."""
 
 
 class TorchDevice:
@@ -72,7 +74,8 @@ class TorchDevice:
     def load_weight(self, spec: TensorSpec, data: memoryview, use: Mapping[str, Any]) -> TorchBuffer:
         """As stored, or in planes where the format has blocks. Returns when `data` is no longer needed."""
         what = f"weight {use.get('name', '')} ({spec})"
-        buffer = self._allocator.allocate(spec.nbytes(), what)
+        with self._accelerator.use():
+            buffer = self._allocator.allocate(spec.nbytes(), what)
         try:
             self.upload(buffer, data, spec).wait()
             if spec.format.name not in LAYOUTS:
@@ -96,11 +99,15 @@ class TorchDevice:
         _check_size(buffer, nbytes, spec)
         self._counters["bytes_uploaded"] += nbytes
         with translated(what, nbytes), self._accelerator.use():
-            if self._accelerator.is_async and nbytes:
-                pinned = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-                host = pinned.copy_(host)
-            buffer.raw[:nbytes].copy_(host, non_blocking=self._accelerator.is_async)
-            return TorchEvent(self._accelerator.mark(), what, keep=host)
+            if not self._accelerator.is_async:
+                buffer.raw[:nbytes].copy_(host)
+                return TorchEvent(None, what)
+            for start in range(0, nbytes, PINNED_BYTES):
+                part = host[start : start + PINNED_BYTES]
+                # torch gives a pinned piece out again only when the copy from it is done
+                pinned = torch.empty(part.numel(), dtype=torch.uint8, pin_memory=True).copy_(part)
+                buffer.raw[start : start + part.numel()].copy_(pinned, non_blocking=True)
+            return TorchEvent(self._accelerator.mark(), what)
 
     def download(self, source: Buffer, into: memoryview, spec: TensorSpec) -> TorchEvent:
         """Device to host; `into` is filled when the event has been waited for."""

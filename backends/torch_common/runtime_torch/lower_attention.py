@@ -13,7 +13,10 @@ from runtime_torch.kernels import cache, rope
 from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F16, F16_EMULATED, F32
 from runtime_torch.memory import DTYPES
 from runtime_torch.products import linear_calls
-from runtime_torch.settings import next_power
+from runtime_torch.settings import next_power, num_warps, power_below
+
+MIN_SEQS = 16
+"""Fewer sequences are looked through as so many: a kernel is built for each power of two."""
 
 
 def lower_rope(site: Site) -> list[Call]:
@@ -148,9 +151,8 @@ def lower_attention(site: Site) -> list[Call]:
     most_keys = min(tiles.attention_keys, tiles.tile_bytes // 2 // head_bytes)
     keys = max(tiles.min_dot, min(next_power(width * block_size), most_keys))
     num_tiles = num_rows // queries + num_seqs
-    splits = clamp(
-        tiles.programs // (num_tiles * num_kv_heads), 1, min(tiles.max_splits, cdiv(width * block_size, 4 * keys))
-    )
+    most_splits = min(tiles.max_splits, cdiv(width * block_size, 4 * keys))
+    splits = power_below(clamp(tiles.programs // (num_tiles * num_kv_heads), 1, most_splits))
     shape = (splits, num_rows, num_heads)
     is_split = splits > 1
     partial = site.scratch((*shape, head_dim)) if is_split else y
@@ -161,14 +163,17 @@ def lower_attention(site: Site) -> list[Call]:
         *(site.optional("sinks", q), site.optional("alibi_slopes", q), partial, largest, sums, site.fault),
         *(num_rows, num_seqs, width, num_blocks * block_size, float(site.attr("scale")), softcap),
     )
-    constants = {"MODE": mode, "SPLITS": splits, "SEQS": next_power(num_seqs), "BQ": queries, "BM": rows, "BK": keys}
+    seqs = max(MIN_SEQS, next_power(num_seqs))
+    head_size = max(tiles.min_dot, next_power(head_dim))
+    constants = {"MODE": mode, "SPLITS": splits, "SEQS": seqs, "BQ": queries, "BM": rows, "BK": keys}
     kernel = launch(
         attention_kernels.attention_tiles,
         (num_tiles, num_kv_heads, splits),
         *arguments,
         **constants,
         **_attention_constants(site),
-        BD=max(tiles.min_dot, next_power(head_dim)),
+        BD=head_size,
+        num_warps=num_warps(rows * head_size),
     )
     if not is_split:
         return [lambda: y.zero_(), kernel]

@@ -8,7 +8,7 @@ from runtime_torch.calls import Call, Planes, Site, cdiv, clamp, launch, planes_
 from runtime_torch.kernels import moe as kernels
 from runtime_torch.lower_rows import comparable, glu_call
 from runtime_torch.products import as_operand, linear_calls, operand_mode
-from runtime_torch.settings import next_power
+from runtime_torch.settings import next_power, num_warps
 
 FEW_PAIRS = 32
 """Up to here every (token, expert) pair reads its expert by itself: few experts are chosen twice."""
@@ -112,5 +112,15 @@ def _many(site: Site, planes: Planes, tensors: tuple[torch.Tensor, ...], sizes: 
     numbers = (num_pairs, num_experts, num_rows, num_columns, per_row)
     constants = {**planes.constants, "HAS_BIAS": site.has("bias"), "MODE": mode, "EXPERTS": next_power(num_experts)}
     grid = (num_pairs // tokens + num_experts, cdiv(num_rows, rows))
-    kernel = launch(kernels.moe_many, grid, *arguments, *numbers, **constants, BM=tokens, BN=rows, BU=units)
+    kernel = launch(
+        kernels.moe_many,
+        grid,
+        *arguments,
+        *numbers,
+        **constants,
+        BM=tokens,
+        BN=rows,
+        BU=units,
+        num_warps=num_warps(tokens * rows),
+    )
     return [group, *calls, kernel]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runtime.backend import KVLayout, Manifest, Numerics, OneOf, Range, Rule
-from runtime_torch.planes import LAYOUTS
+from runtime_torch.planes import FLOAT8, LAYOUTS
 from runtime_torch.settings import Settings
 
 MAX_HEAD_DIM = 256
@@ -82,7 +82,11 @@ def make_manifest(settings: Settings) -> Manifest:
 def _weights(settings: Settings) -> dict[str, int]:
     """Format -> what K must be a multiple of."""
     dense = (*DENSE, *FP8) if settings.fp8 else DENSE
-    return {**dict.fromkeys(dense, 1), **{name: layout.block_elements for name, layout in LAYOUTS.items()}}
+    return {**dict.fromkeys(dense, 1), **{name: LAYOUTS[name].block_elements for name in _blocks(settings)}}
+
+
+def _blocks(settings: Settings) -> tuple[str, ...]:
+    return tuple(name for name in LAYOUTS if settings.fp8 or name not in FLOAT8)
 
 
 def _products(settings: Settings, flags: frozenset[str]) -> list[Rule]:
@@ -97,12 +101,14 @@ def _products(settings: Settings, flags: frozenset[str]) -> list[Rule]:
 
 def _mixes(settings: Settings) -> list[tuple[tuple[str, ...], int, Numerics]]:
     """Formats that the weights of one composite may mix, what K must be a multiple of, and the numerics."""
-    small = tuple(name for name, layout in LAYOUTS.items() if layout.block_elements == 32)
+    blocks = _blocks(settings)
+    small = tuple(name for name in blocks if LAYOUTS[name].block_elements == 32)
     mixes = [((fmt,), 1, product_numerics(settings, fmt)) for fmt in DENSE]
     return [
         *mixes,
         (small, 32, product_numerics(settings, "q8_0")),
-        (tuple(LAYOUTS), 256, product_numerics(settings, "q4_k")),
+        *(((name,), 128, product_numerics(settings, name)) for name in FLOAT8 if settings.fp8),
+        (blocks, 256, product_numerics(settings, "q4_k")),
     ]
 
 

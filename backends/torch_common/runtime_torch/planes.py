@@ -20,7 +20,8 @@ from typing import Literal
 UNIT = 32
 SUPER = 256
 
-ScaleKind = Literal["half", "super", "exponent"]
+ScaleKind = Literal["half", "super", "exponent", "float8"]
+"""float8: the codes themselves are floats (e4m3), under a float32 scale of 128."""
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """`kvalues_iq4nl` of llama.cpp."""
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -48,8 +49,8 @@ class PlaneLayout:
 
     @property
     def groups_per_unit(self) -> int:
-        """Scales of 32 elements."""
-        return UNIT // self.group
+        """Scales of 32 elements; where a scale is for more of them, it is not by units that they are found."""
+        return max(1, UNIT // self.group)
 
 
 _LAYOUTS = (
@@ -66,6 +67,9 @@ _LAYOUTS = (
     PlaneLayout("iq4_nl", 32, 4, codebook=IQ4_NL),
     PlaneLayout("iq4_xs", 256, 4, scale="super", codebook=IQ4_NL),
     PlaneLayout("mxfp4", 32, 4, scale="exponent", codebook=E2M1),
+    PlaneLayout("f8_e4m3_g128", 128, 8, group=128, scale="float8"),
 )
+FLOAT8 = tuple(layout.name for layout in _LAYOUTS if layout.scale == "float8")
+"""Formats for chips that convert 8-bit floats."""
 LAYOUTS: Mapping[str, PlaneLayout] = {layout.name: layout for layout in _LAYOUTS}
 """Block formats that kernels read, by name."""

@@ -11,7 +11,7 @@ from runtime_torch.kernels import embed as embed_kernels
 from runtime_torch.kernels import linear as kernels
 from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F32
 from runtime_torch.planes import LAYOUTS
-from runtime_torch.settings import Settings, next_power
+from runtime_torch.settings import Settings, next_power, num_warps, power_below
 
 FEW_TOKENS = 2
 """Up to here every token reads the weight by itself: the second one finds most of it in the cache."""
@@ -63,7 +63,7 @@ def _blocks(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | No
     if not is_few:
         per_step = max(per_step, tiles.min_dot // planes.width)
     num_programs = cdiv(num_rows, rows) * cdiv(num_tokens, tokens)
-    splits = clamp(tiles.programs // num_programs, 1, min(tiles.max_splits, cdiv(units, per_step)))
+    splits = power_below(clamp(tiles.programs // num_programs, 1, min(tiles.max_splits, cdiv(units, per_step))))
     has_bias = bias is not None
     out = y if splits == 1 else site.scratch((splits, num_tokens, num_rows))
     arguments = (*planes.pointers, y if bias is None else bias, out, num_tokens, num_rows, num_columns)
@@ -75,7 +75,9 @@ def _blocks(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | No
         mode = operand_mode(site.settings, planes.fmt)
         x, calls = as_operand(site, x, mode)
         grid = (cdiv(num_tokens, tokens), cdiv(num_rows, rows), splits)
-        calls.append(launch(kernels.linear_many, grid, x, *arguments, **constants, MODE=mode, BM=tokens))
+        warps = num_warps(tokens * rows)
+        many = launch(kernels.linear_many, grid, x, *arguments, **constants, MODE=mode, BM=tokens, num_warps=warps)
+        calls.append(many)
     if splits > 1:
         size, block = num_tokens * num_rows, tiles.elements
         arguments = (out, y if bias is None else bias, y, size, num_rows)

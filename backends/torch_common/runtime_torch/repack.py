@@ -17,7 +17,8 @@ Fields = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"
 def repack(fmt: str, raw: Tensor, num_rows: int, num_columns: int) -> dict[str, Tensor]:
     """Planes of a matrix [num_rows, num_columns] stored as uint8 blocks: name -> tensor [num_rows, ...].
 
-    lo uint8 (int8 for 8-bit codes), hi int32, scale f16 | uint8 | int8, super f16, low f16 | int8, low_super f16.
+    lo uint8 (int8 or f8_e4m3 for 8-bit codes), hi int32, scale f16 | uint8 | int8 | f32, super f16, low f16 | int8,
+    low_super f16.
     """
     layout = LAYOUTS[fmt]
     blocks = raw.reshape(-1, raw.numel() * layout.block_elements // (num_rows * num_columns))
@@ -28,6 +29,8 @@ def repack(fmt: str, raw: Tensor, num_rows: int, num_columns: int) -> dict[str, 
 
 
 def _pack_codes(layout: PlaneLayout, codes: Tensor) -> dict[str, Tensor]:
+    if layout.scale == "float8":
+        return {"lo": codes.contiguous().view(torch.float8_e4m3fn)}
     if layout.lo_bits == 8:
         return {"lo": codes.view(torch.int8)}
     units = codes.reshape(-1, UNIT)
@@ -134,6 +137,10 @@ def _mxfp4(blocks: Tensor) -> Fields:
     return _nibbles(blocks[:, 1:17]).reshape(-1, 32), blocks[:, :1], None, None, None
 
 
+def _float8(blocks: Tensor) -> Fields:
+    return blocks[:, 4:], blocks[:, :4].contiguous().view(torch.float32), None, None, None
+
+
 def _signed(packed: Tensor) -> Any:
     return packed.contiguous().view(torch.int8)
 
@@ -152,4 +159,5 @@ _SPLIT: dict[str, Callable[[Tensor], Fields]] = {
     "iq4_nl": _legacy(2),
     "iq4_xs": _iq4_xs,
     "mxfp4": _mxfp4,
+    "f8_e4m3_g128": _float8,
 }

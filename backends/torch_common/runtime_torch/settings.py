@@ -19,7 +19,7 @@ class Tiles:
     """
 
     few_rows: int = 8
-    few_units: int = 16
+    few_units: int = 64
     many_tokens: int = 64
     many_rows: int = 64
     many_units: int = 4
@@ -96,6 +96,16 @@ class Settings:
                 allowed = "f32, bf16" if name == "precision" else "on, off"
                 raise InvalidArgument(f"option {name} = {value!r} of backend {self.backend}; allowed: {allowed}")
         return changed
+
+
+def num_warps(elements: int) -> int:
+    """Warps of a program that accumulates a tile of so many float32: four hold half of their registers in 64 x 64."""
+    return 8 if elements >= 1 << 13 else 4
+
+
+def power_below(size: int) -> int:
+    """The largest power of two that is at most `size`, which is at least 1: few variants of a kernel are built."""
+    return 1 << (size.bit_length() - 1)
 
 
 def next_power(size: int) -> int:

@@ -11,7 +11,7 @@ from runtime_conformance.cases.space import FLOAT_FORMATS, PLAIN_KINDS, Params, 
 WEIGHT_FORMATS = (
     *("f32", "q8_0", "q4_k", "f16", "q4_0", "q6_k", "bf16", "q5_0", "q5_k", "q4_1", "q5_1", "q2_k", "q3_k", "iq4_nl"),
     *("iq4_xs", "mxfp4", "iq3_s", "iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m", "tq1_0", "tq2_0"),
-    *("nvfp4", "f8_e4m3", "f8_e5m2"),
+    *("nvfp4", "f8_e4m3", "f8_e4m3_g128", "f8_e5m2"),
 )
 """In the order of how often they are met."""
 LINEAR_KINDS = ("normal", "outlier", "exact", "cancel", "exact_sparse", "wide", "nonfinite", "denormal")

@@ -43,6 +43,7 @@ _WORDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "tq2_0": ((64, 2, 1),),
     "mxfp4": (),
     "nvfp4": (),
+    "f8_e4m3_g128": ((0, 4, 1),),
 }
 
 

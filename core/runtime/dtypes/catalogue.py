@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from runtime.dtypes.blocks import BLOCKS
-from runtime.dtypes.float8 import F8_E4M3, F8_E5M2
+from runtime.dtypes.float8 import F8_E4M3, F8_E4M3_G128, F8_E5M2
 from runtime.dtypes.format import Format, FormatRegistry
 from runtime.dtypes.plain import PLAIN
 
 FORMATS = FormatRegistry()
 """Every format that this runtime can read."""
 
-for _format in (*PLAIN, F8_E4M3, F8_E5M2, *BLOCKS):
+for _format in (*PLAIN, F8_E4M3, F8_E5M2, F8_E4M3_G128, *BLOCKS):
     FORMATS.add(_format)
 
 # safetensors names its plain types in capitals; it stores no block formats

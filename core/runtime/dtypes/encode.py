@@ -35,7 +35,7 @@ _LARGEST_F16 = 65504.0
 
 def can_encode(fmt: Format) -> bool:
     """Whether `encode` supports `fmt`."""
-    return fmt.name in _PLAIN_ENCODERS or fmt.name in _BLOCK_ENCODERS
+    return fmt.name in _PLAIN_ENCODERS or fmt.name in _BLOCK_ENCODERS or fmt.name == "f8_e4m3_g128"
 
 
 def encode(fmt: Format, values: ArrayLike) -> bytes:
@@ -46,6 +46,7 @@ def encode(fmt: Format, values: ArrayLike) -> bytes:
     bool      everything but zero is true
     blocks    K a multiple of the group size, all finite, and within float16 where scales are float16, else
               InvalidArgument; the bytes are those of `gguf.quants.quantize`
+    f8_e4m3_g128  all finite; a group's largest element becomes 448 times its scale
 
     Raises Unsupported for a format that has no encoder.
     """
@@ -70,6 +71,8 @@ def encode(fmt: Format, values: ArrayLike) -> bytes:
         return _bytes(array != 0)
     if fmt.name in _BLOCK_ENCODERS:
         return _encode_blocks(fmt, array)
+    if fmt.name == "f8_e4m3_g128":
+        return _encode_e4m3_groups(fmt, array)
     table = e4m3_values() if fmt.name == "f8_e4m3" else e5m2_values()
     return _encode_by_table(round_to(fmt.name, array), table)
 
@@ -117,6 +120,21 @@ def _encode_by_table(rounded: NDArray[np.float64], table: NDArray[np.float32]) -
     codes = np.searchsorted(rising, np.abs(rounded))
     codes = np.where(np.isnan(rounded), 0x7F, codes) | (np.signbit(rounded).astype(codes.dtype) << 7)
     return _bytes(codes.astype(np.uint8))
+
+
+def _encode_e4m3_groups(fmt: Format, array: NDArray[Any]) -> bytes:
+    import numpy as np
+
+    fmt.nbytes(array.shape)
+    groups = np.asarray(array, np.float32).reshape(-1, fmt.group_size)
+    if not np.isfinite(groups).all():
+        raise InvalidArgument(f"values that are not finite cannot be encoded as {fmt.name}")
+    largest = np.abs(groups).max(axis=1, keepdims=True, initial=0.0)
+    # not below the smallest normal number: dividing by what is rounded to nothing would make infinities
+    scales = np.maximum(largest / np.float32(448.0), np.finfo(np.float32).tiny).astype("<f4")
+    codes = _encode_by_table(round_to("f8_e4m3", groups / scales), e4m3_values())
+    coded = np.frombuffer(codes, np.uint8).reshape(groups.shape)
+    return _bytes(np.concatenate([scales.view(np.uint8), coded], axis=1))
 
 
 def _encode_blocks(fmt: Format, array: NDArray[Any]) -> bytes:

@@ -184,14 +184,14 @@ class BenchSequences:
                 if report is not None:
                     report(f"filling the context: sequence {i + 1} of {batch}, token {start} of {depth}")
                 part = self.parts(i + 1, start, count)[i]
-                self.runner.forward([part], [count - 1])
+                self.runner.compute([part], [count - 1])
             self._computed[i] = max(self._computed[i], depth)
 
     def _timed(self, steps: Sequence[tuple[Sequence[Scheduled], Sequence[int]]]) -> float:
-        forward = self.runner.forward
+        compute = self.runner.compute
         started = time.perf_counter()
         for parts, rows in steps:
-            forward(parts, rows)
+            compute(parts, rows)
         return time.perf_counter() - started
 
     def close(self) -> None:

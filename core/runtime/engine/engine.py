@@ -234,9 +234,8 @@ class Engine:
         return outputs
 
     def _sample(self, parts: Sequence[Scheduled]) -> list[Sampled]:
-        logits = self.runner.run(parts)
-        if any(p.scored for p in parts):
-            logits = self._score(parts, logits)
+        kept = self.runner.run(parts)
+        logits = self._score(parts, kept.numpy()) if any(p.scored for p in parts) else kept
         ready = [p.request for p in parts if p.samples]
         return self.sampler.sample(logits, ready) if ready else []
 

@@ -1,4 +1,4 @@
-"""Runs one scheduled step on the devices: integers in, logits out."""
+"""Runs one scheduled step on the devices: integers in, logits out, which stay there until somebody wants them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.engine.block_mover import BlockMover
 from runtime.engine.request import Request
 from runtime.engine.scheduler import Schedule, Scheduled
-from runtime.executor import Executor
+from runtime.executor import Executor, KeptOutput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +44,11 @@ class Runner:
             assert self._mover is not None
             self._mover.copy(schedule.block_copies)
 
-    def run(self, parts: Sequence[Scheduled]) -> NDArray[np.float32]:
-        """Logits [rows, vocab_size]: of each part the positions `scored`, then the last one if it `samples`."""
+    def run(self, parts: Sequence[Scheduled]) -> KeptOutput:
+        """Logits on their device: of each part the positions `scored`, then the last one if it `samples`.
+
+        float32 [number of such rows, vocab_size]; where there is none, one row that means nothing.
+        """
         rows: list[int] = []
         last = -1
         for part in parts:
@@ -55,13 +58,17 @@ class Runner:
             if part.samples:
                 rows.append(last)
         # A step made only of unfinished prompts wants no logits; the graph needs at least one row.
-        logits = self.forward(parts, rows or [last])
-        return logits[: len(rows)]
+        return self.compute(parts, rows or [last])
+
+    def compute(self, parts: Sequence[Scheduled], rows: Sequence[int]) -> KeptOutput:
+        """Compute `parts`; the logits of the given rows of the step stay on their device until the next step."""
+        inputs, dims = step_inputs(parts, rows, self.block_size)
+        _, kept = self._executor.run_keeping(("logits",), inputs, dims)
+        return kept["logits"]
 
     def forward(self, parts: Sequence[Scheduled], rows: Sequence[int]) -> NDArray[np.float32]:
         """Compute `parts` and return the logits of the given rows of the step, float32 [len(rows), vocab_size]."""
-        inputs, dims = step_inputs(parts, rows, self.block_size)
-        logits: NDArray[np.float32] = self._executor.run(inputs, dims)["logits"]
+        logits: NDArray[np.float32] = self.compute(parts, rows).numpy()
         return logits
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from runtime.engine.random import uniform
 from runtime.engine.request import PositionLogprobs, Request, TokenLogprob
 from runtime.engine.sampling_graph import PENALTY_INPUTS, ROW_INPUTS, SamplingVariant, build_sampling_graph
 from runtime.errors import NumericFault, RuntimeFault
-from runtime.executor import Executor
+from runtime.executor import Executor, KeptOutput
 from runtime.graph import Graph
 
 if TYPE_CHECKING:
@@ -54,23 +54,31 @@ class Sampler:
         self._make_executor = make_executor
         self._executors: dict[SamplingVariant, Executor] = {}
 
-    def sample(self, logits: NDArray[np.float32], requests: Sequence[Request]) -> list[Sampled]:
-        """Choose one token per row of `logits` [len(requests), vocab_size]; a row that fails does so alone."""
+    def sample(self, logits: NDArray[np.float32] | KeptOutput, requests: Sequence[Request]) -> list[Sampled]:
+        """Choose one token per row of `logits` [len(requests), vocab_size]; a row that fails does so alone.
+
+        Logits on a device stay there, and only what was chosen is fetched, unless a grammar, a processor or a list of
+        tokens changes them here.
+        """
         import numpy as np
 
-        finite = np.all(np.isfinite(logits), axis=1)
-        logits[~finite] = 0
+        shaped = [i for i, r in enumerate(requests) if r.matcher or r.processors or r.allowed is not None]
+        if shaped and isinstance(logits, KeptOutput):
+            logits = logits.numpy()
+        stays = isinstance(logits, KeptOutput)
+        if not isinstance(logits, KeptOutput):
+            finite = np.all(np.isfinite(logits), axis=1)
+            logits[~finite] = 0
         bans = [self._bans(r) for r in requests]
         penalties = any(bans) or any(_has_penalties(r) for r in requests)
         wanted = [r.params.logprobs for r in requests if r.params.logprobs is not None]
-        shaped = [i for i, r in enumerate(requests) if r.matcher or r.processors or r.allowed is not None]
         # Where tokens are ruled out even a greedy choice goes through `sample`, which tells when nothing is left.
         choice = penalties or bool(shaped) or any(r.params.temperature > 0 for r in requests)
-        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(shaped and wanted))
+        variant = SamplingVariant(penalties, choice, max(wanted, default=None), bool(shaped and wanted), stays)
         inputs: dict[str, Any] = {"logits": logits}
         faults: dict[int, RuntimeFault] = {}
-        if shaped:  # log-probabilities are the model's own, so they need the logits as they were
-            rows = logits.copy() if wanted else logits
+        if shaped and not isinstance(logits, KeptOutput):
+            rows = logits.copy() if wanted else logits  # log-probabilities are the model's: as the logits were
             inputs["allowed_logits" if wanted else "logits"] = rows
             faults = {i: fault for i in shaped if (fault := _shape(rows[i], requests[i])) is not None}
         dims = {"R": len(requests), "H": 1, "X": 1}
@@ -79,6 +87,8 @@ class Sampler:
         if variant.random:
             inputs |= _row_inputs(requests)
         outputs = self._executor(variant).run(inputs, dims)
+        if stays:
+            finite = ~np.isnan(outputs["zeros"][:, 0])
         return [
             Sampled(-1, error=faults[i]) if i in faults else self._sampled(outputs, i, r, bool(finite[i]))
             for i, r in enumerate(requests)

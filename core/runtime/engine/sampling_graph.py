@@ -17,12 +17,14 @@ class SamplingVariant:
     random        random choice; else argmax
     num_logprobs  how many log-probabilities to report, or None
     constrained   the choice is from other logits than those whose probabilities are reported
+    is_checked    rows of logits that are not finite are to be found here: nobody else sees the logits
     """
 
     penalties: bool = False
     random: bool = False
     num_logprobs: int | None = None
     constrained: bool = False
+    is_checked: bool = False
 
 
 ROW_INPUTS = ("temperature", "top_p", "min_p", "typical_p", "uniform")
@@ -31,6 +33,8 @@ PENALTY_INPUTS = ("repetition", "presence", "frequency")
 
 def build_sampling_graph(vocab_size: int, variant: SamplingVariant, *, max_num_seqs: int, max_model_len: int) -> Graph:
     """logits [R, V] -> token_ids [R] and, when asked for, logprobs [R, V], top_logprobs and top_ids [R, k].
+
+    A variant that is checked also has zeros [R, 1]: 0 times every logit, summed, which is NaN for NaN and infinities.
 
     Dimensions: R rows, H distinct tokens of the longest history in the batch, X entries of the longest bias list.
     """
@@ -47,6 +51,11 @@ def build_sampling_graph(vocab_size: int, variant: SamplingVariant, *, max_num_s
     else:
         token_ids = b.op("argmax", name="argmax", x=chosen_from)
     b.output("token_ids", token_ids)
+    if variant.is_checked:
+        import numpy as np
+
+        nothing = b.constant("nothing", np.zeros((1, vocab_size), np.float32))
+        b.output("zeros", b.op("linear", name="zeros", x=logits, weight=nothing))
     if variant.num_logprobs is not None:
         logprobs = b.op("softmax", name="logprobs", x=logits, attrs={"log": True})
         b.output("logprobs", logprobs)

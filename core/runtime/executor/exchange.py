@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend import QuantizedTensor, from_bytes, to_bytes
+from runtime.backend import Buffer, Device, QuantizedTensor, from_bytes, to_bytes
 from runtime.dtypes import TensorSpec
 from runtime.errors import InvalidArgument
 
@@ -13,6 +14,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NUMPY_NAMES = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "i8": "<i1", "i16": "<i2", "i32": "<i4", "i64": "<i8"}
+
+
+@dataclass(frozen=True)
+class KeptOutput:
+    """An output of a run that stays on its device, valid until the executor that made it runs again.
+
+    `numpy` fetches it; as an input of another run on the same device it is copied there.
+    """
+
+    device: Device
+    buffer: Buffer
+    spec: TensorSpec
+
+    def memory(self) -> memoryview:
+        """Its bytes, downloaded. Raises what the device raises."""
+        data = empty_memory(self.spec)
+        self.device.download(self.buffer, data, self.spec).wait()
+        return data
+
+    def numpy(self) -> NDArray[Any]:
+        """A new array with its content."""
+        return from_memory(self.spec, self.memory())
 
 
 def resolved(spec: TensorSpec, sizes: Mapping[str, int], name: str) -> TensorSpec:

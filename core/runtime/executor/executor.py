@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from runtime.backend import Buffer, Device, Event, Executable, ReferenceDevice, WeightSlot
 from runtime.dtypes import TensorSpec, encode
 from runtime.errors import InvalidArgument
 from runtime.executor.boundary import BoundaryBuffers
-from runtime.executor.exchange import as_memory, empty_memory, from_memory, resolved
+from runtime.executor.exchange import KeptOutput, as_memory, empty_memory, from_memory, resolved
 from runtime.executor.loading import Progress, WeightSource, first_uses, load_constant, load_weight
 from runtime.executor.memory import largest
 from runtime.executor.plan import Plan
@@ -73,22 +73,31 @@ class Executor:
             self.close()
             raise
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], dims: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, NDArray[Any] | KeptOutput], dims: Mapping[str, int]) -> dict[str, NDArray[Any]]:
         """Run one step.
 
-        inputs  name -> array for every input of the graph, with its shape at `dims`
+        inputs  name -> array for every input of the graph, with its shape at `dims`, or what another run kept
         dims    value of every symbolic dimension that is not in `state_dims`
         returns name -> new array for every output of the graph
 
         Raises InvalidArgument before anything runs, and whatever error the events of the step carry.
         """
+        outputs, _ = self.run_keeping((), inputs, dims)
+        return outputs
+
+    def run_keeping(
+        self, keep: Collection[str], inputs: Mapping[str, NDArray[Any] | KeptOutput], dims: Mapping[str, int]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, KeptOutput]]:
+        """As `run`; the outputs that `keep` names are not fetched: they stay where they are until the next run."""
         sizes = self._sizes(dims)
         stored = self._check_inputs(inputs, sizes)
         before = self._device_counters()
         started = time.perf_counter_ns()
         try:
             self._submit(stored, sizes)
-            return {name: self._result(value, stored, sizes) for name, value in self.plan.graph.outputs.items()}
+            wanted = self.plan.graph.outputs
+            fetched = {name: self._result(v, stored, sizes) for name, v in wanted.items() if name not in keep}
+            return fetched, {name: self._kept(wanted[name], sizes) for name in keep}
         finally:
             self._counters["run_ns"] += time.perf_counter_ns() - started
             for name, count in self._device_counters().items():
@@ -196,7 +205,9 @@ class Executor:
                 )
         return sizes
 
-    def _check_inputs(self, inputs: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]) -> dict[Value, memoryview]:
+    def _check_inputs(
+        self, inputs: Mapping[str, NDArray[Any] | KeptOutput], sizes: Mapping[str, int]
+    ) -> dict[Value, memoryview | KeptOutput]:
         wanted = self.plan.graph.inputs
         unknown = [name for name in inputs if name not in wanted]
         missing = [name for name in wanted if name not in inputs]
@@ -205,11 +216,18 @@ class Executor:
                 f"a run of {self.plan.graph.name} takes {', '.join(wanted)}; "
                 f"missing: {', '.join(missing) or 'none'}, unknown: {', '.join(unknown) or 'none'}"
             )
-        return {
-            value: as_memory(name, resolved(value.spec, sizes, name), inputs[name]) for name, value in wanted.items()
-        }
+        stored: dict[Value, memoryview | KeptOutput] = {}
+        for name, value in wanted.items():
+            given, spec = inputs[name], resolved(value.spec, sizes, name)
+            if not isinstance(given, KeptOutput):
+                stored[value] = as_memory(name, spec, given)
+            elif (given.spec.format.name, given.spec.shape) == (spec.format.name, spec.shape):
+                stored[value] = given
+            else:
+                raise InvalidArgument(f"input '{name}' is {given.spec}, the step needs {spec}")
+        return stored
 
-    def _submit(self, stored: Mapping[Value, memoryview], sizes: Mapping[str, int]) -> None:
+    def _submit(self, stored: Mapping[Value, memoryview | KeptOutput], sizes: Mapping[str, int]) -> None:
         assert self._boundary is not None, "the executor is closed"
         pending: dict[str, list[Event]] = {name: [] for name in self._devices}
         for number, (placed, executable) in enumerate(zip(self.plan.regions, self._executables, strict=True)):
@@ -223,26 +241,46 @@ class Executor:
         for events in pending.values():
             _finish(events)
 
-    def _transfer(self, transfer: Transfer, stored: Mapping[Value, memoryview], sizes: Mapping[str, int]) -> Event:
+    def _transfer(
+        self, transfer: Transfer, stored: Mapping[Value, memoryview | KeptOutput], sizes: Mapping[str, int]
+    ) -> Event:
         assert self._boundary is not None
         value = transfer.value
         spec = resolved(value.spec, sizes, value.name)
+        device, target = self._devices[transfer.target], self._boundary.buffer(value, transfer.target)
         data = stored.get(value)
         if transfer.source is not None:
             data = self._download(transfer.source, self._boundary.buffer(value, transfer.source), spec)
         assert data is not None
-        return self._devices[transfer.target].upload(self._boundary.buffer(value, transfer.target), data, spec)
+        if isinstance(data, KeptOutput):
+            if data.device is device:
+                return device.copy(target, data.buffer, spec)
+            data = data.memory()
+        return device.upload(target, data, spec)
 
     def _download(self, device: str, buffer: Buffer, spec: TensorSpec) -> memoryview:
         data = empty_memory(spec)
         self._devices[device].download(buffer, data, spec).wait()
         return data
 
-    def _result(self, value: Value, stored: Mapping[Value, memoryview], sizes: Mapping[str, int]) -> NDArray[Any]:
+    def _kept(self, value: Value, sizes: Mapping[str, int]) -> KeptOutput:
+        if value not in self._homes:
+            raise InvalidArgument(
+                f"'{value.name}' is computed by no region of {self.plan.graph.name}: it cannot be kept"
+            )
+        assert self._boundary is not None
+        home = self._homes[value]
+        spec = resolved(value.spec, sizes, value.name)
+        return KeptOutput(self._devices[home], self._boundary.buffer(value, home), spec)
+
+    def _result(
+        self, value: Value, stored: Mapping[Value, memoryview | KeptOutput], sizes: Mapping[str, int]
+    ) -> NDArray[Any]:
         assert self._boundary is not None
         spec = resolved(value.spec, sizes, value.name)
         if value in stored:
-            return from_memory(spec, memoryview(bytearray(stored[value])))
+            given = stored[value]
+            return given.numpy() if isinstance(given, KeptOutput) else from_memory(spec, memoryview(bytearray(given)))
         if value.data is not None:
             return from_memory(spec, memoryview(bytearray(encode(spec.format, value.data))))
         state = self.plan.graph.state_aliases().get(value)

@@ -79,7 +79,10 @@ def spec_from_hf(row: Architecture, config: Mapping[str, Any], tensors: Mapping[
 def _refuse_what_is_not_there(config: Mapping[str, Any], keys: Fields) -> None:
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-    if method not in (None, "mxfp4"):
+    if method == "compressed-tensors" and isinstance(quantization, Mapping):
+        is_fp8 = quantization.get("format") == "float-quantized"
+        method = "fp8" if is_fp8 else f"{method}' in the format '{quantization.get('format')}"
+    if method not in (None, "mxfp4", "fp8", "fbgemm_fp8"):
         raise Unsupported(
             f"weights quantized with '{method}' are not supported in safetensors",
             remedy="use the unquantized model, or a GGUF file of it",

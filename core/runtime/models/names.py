@@ -105,6 +105,8 @@ def is_ignorable(spec: ModelSpec, tensor: str) -> bool:
         ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
     ):
         return True
+    if spec.kind == "hf" and tensor.endswith((".input_scale", ".k_scale", ".v_scale")):
+        return True  # for activations and caches in 8 bits; here they have more
     if spec.tie_word_embeddings and tensor.endswith("lm_head.weight"):
         return True
     return spec.kind == "hf" and tensor.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Transform = Literal["concat", "columns", "stride", "mxfp4", "f32", "inv_freq"]
+FP8_GROUP = 128
+"""Elements of a row under one scale in f8_e4m3_g128."""
+Transform = Literal["concat", "columns", "stride", "mxfp4", "fp8", "f32", "inv_freq"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class WeightRecipe:
     columns    [E, in, out] -> [E, every `step`-th out from `start`, in]
     stride     [E, out] -> [E, every `step`-th out from `start`]
     mxfp4      blocks uint8 [E, out, G, 16] and scales uint8 [E, out, G] -> ggml's mxfp4 of every `step`-th row
+    fp8        codes f8_e4m3 [N, K] and their scales, part by part: of a tensor, of rows [N, 1], or of squares of 128
+               -> f8_e4m3_g128; `source` is that of the first scales
     f32        decoded to float32
     inv_freq   rotary divisors -> inverse frequencies of `rope`
 
@@ -101,6 +105,29 @@ def _mxfp4(recipe: WeightRecipe, views: Sequence[memoryview]) -> NDArray[Any]:
     return out
 
 
+def _fp8(recipe: WeightRecipe, views: Sequence[memoryview]) -> NDArray[Any]:
+    import numpy as np
+
+    assert recipe.source is not None
+    shape, (num_rows, num_columns) = recipe.source.resolve({}), recipe.spec.resolve({})[-2:]
+    groups = num_columns // FP8_GROUP
+    out = np.empty((len(views) // 2, num_rows, groups, 4 + FP8_GROUP), np.uint8)
+    for part, codes, stored in zip(out, views[::2], views[1::2]):
+        scales = recipe.source.format.decode(stored, shape).astype("<f4")
+        if shape[-2:] == fp8_squares((num_rows, num_columns)):
+            scales = np.repeat(scales, FP8_GROUP, axis=0)[:num_rows]
+        else:
+            scales = np.broadcast_to(scales.reshape(-1, 1), (num_rows, groups))
+        part[..., :4] = np.ascontiguousarray(scales)[..., None].view(np.uint8)
+        part[..., 4:] = np.frombuffer(codes, np.uint8).reshape(num_rows, groups, FP8_GROUP)
+    return out
+
+
+def fp8_squares(shape: Sequence[int]) -> tuple[int, int]:
+    """Scales of a matrix [N, K] that has one for every square of 128 x 128."""
+    return -(-shape[0] // FP8_GROUP), -(-shape[1] // FP8_GROUP)
+
+
 def _f32(recipe: WeightRecipe, views: Sequence[memoryview]) -> NDArray[Any]:
     import numpy as np
 
@@ -127,6 +154,7 @@ _TRANSFORMS: dict[str, Callable[[WeightRecipe, Sequence[memoryview]], NDArray[An
     "columns": _columns,
     "stride": _stride,
     "mxfp4": _mxfp4,
+    "fp8": _fp8,
     "f32": _f32,
     "inv_freq": _inv_freq,
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from runtime.dtypes import FORMATS, TensorSpec
 from runtime.errors import MalformedFile, Unsupported
 from runtime.models.names import Alternative, Shape, Wanted, alternatives, is_ignorable
-from runtime.models.recipes import F32, Piece, WeightRecipe
+from runtime.models.recipes import F32, FP8_GROUP, Piece, WeightRecipe, fp8_squares
 from runtime.models.spec import ExpertSpec, ModelSpec
 
 
@@ -132,6 +132,9 @@ def _is_present(spec: ModelSpec, alternative: Alternative) -> bool:
 def _recipe(spec: ModelSpec, name: str, shape: Shape, alternative: Alternative) -> WeightRecipe:
     sources = [_checked(spec, part, name) for part in alternative.parts]
     first = sources[0]
+    scales = [_fp8_scales(spec, part.tensor) for part in alternative.parts]
+    if first.format.name == "f8_e4m3" and scales[0] is not None:
+        return _fp8_recipe(spec, name, shape, alternative, scales)
     if alternative.transform == "mxfp4":
         target = TensorSpec(FORMATS["mxfp4"], shape)
     elif alternative.transform == "f32":
@@ -148,6 +151,36 @@ def _recipe(spec: ModelSpec, name: str, shape: Shape, alternative: Alternative) 
     pieces = tuple(_piece(part, source) for part, source in zip(alternative.parts, sources))
     source = None if alternative.transform == "concat" else first
     return WeightRecipe(target, pieces, alternative.transform, source, alternative.start, alternative.step)
+
+
+def _fp8_scales(spec: ModelSpec, tensor: str) -> str | None:
+    """Scales of an FP8 checkpoint; both names mean what codes are multiplied by."""
+    return next((s for s in (f"{tensor}_scale_inv", f"{tensor}_scale") if s in spec.tensors), None)
+
+
+def _fp8_recipe(
+    spec: ModelSpec, name: str, shape: Shape, alternative: Alternative, scales: Sequence[str | None]
+) -> WeightRecipe:
+    pieces: list[Piece] = []
+    rows, columns = alternative.parts[0].shape[-2:]
+    if alternative.transform != "concat" or any(p.num_rows is not None for p in alternative.parts):
+        raise Unsupported(f"{name}: FP8 weights with scales are read where each tensor is a matrix of its own")
+    if columns % FP8_GROUP:
+        raise Unsupported(f"{name}: FP8 weights with scales need rows of whole groups of {FP8_GROUP}, not {columns}")
+    found = None
+    for part, scale in zip(alternative.parts, scales):
+        stored = None if scale is None else spec.tensors[scale]
+        if scale is None or stored is None or stored.format.name not in ("f32", "bf16", "f16"):
+            raise MalformedFile(f"tensor '{part.tensor}' is f8_e4m3 and has no scales in f32, bf16 or f16 beside it")
+        size = stored.resolve({})
+        if size not in ((), (1,), (rows,), (rows, 1), fp8_squares((rows, columns))) or found not in (None, stored):
+            raise Unsupported(
+                f"tensor '{scale}' is {stored}; scales are read of a whole matrix, of its {rows} rows, or of squares "
+                f"of {FP8_GROUP}, alike for all parts of a weight"
+            )
+        found = stored
+        pieces += [Piece(part.tensor, 0, rows * columns), Piece(scale, 0, stored.nbytes())]
+    return WeightRecipe(TensorSpec(FORMATS["f8_e4m3_g128"], shape), tuple(pieces), "fp8", found)
 
 
 def _piece(part: Wanted, source: TensorSpec) -> Piece:

@@ -12,8 +12,8 @@ import pytest
 pytestmark = [pytest.mark.oracle, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("target", ["sm90", "gfx942"])
-def test_every_kernel_compiles(target: str, tmp_path: Path):
+@pytest.mark.parametrize("target", ["sm90", "gfx942", "sm90:models", "gfx942:models"])
+def test_every_kernel_compiles_and_fits_the_shared_memory_of_the_chip(target: str, tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)

@@ -18,10 +18,15 @@ def test_a_dry_run_measures_every_kind_of_step_with_both_engines(
     from gpu import MODELS, main
 
     arguments = ["--dry-run", "--backend", "torch-cpu", "--device", "cpu", "--models", "llama-tiny,qwen3-moe-tiny"]
-    assert main([*arguments, "--weights", "q8_0", "--work", str(tmp_path)]) == 0
+    assert main([*arguments, "--weights", "q8_0,fp8", "--work", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("dry run: the figures say nothing about any device\n")
-    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["skipped"] == {}
+    rows = report["rows"]
+    assert {r["weights"] for r in rows if r["engine"] == "runtime"} == {"q8_0", "fp8"}
+    assert (tmp_path / "gpu.md").read_text().count("| llama-tiny |") == sum(r["model"] == "llama-tiny" for r in rows)
+    assert not list(tmp_path.glob("*.gguf"))
     kinds = {(r["engine"], r["model"], r["kind"], r["batch"]) for r in rows}
     for engine in ("runtime", "transformers"):
         for model in ("llama-tiny", "qwen3-moe-tiny"):

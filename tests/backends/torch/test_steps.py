@@ -149,3 +149,90 @@ def test_a_probe_runs_its_kernel_and_checks_the_answer(device: Any):
     from runtime_torch import probe
 
     assert probe.measure(device.settings, 0) == 0.0  # on a processor the answer is checked and nothing is measured
+
+
+def test_a_cache_of_more_than_two_to_the_31_elements_is_written_and_read_where_it_should_be(device: Any):
+    """Offsets in 32 bits would wrap; the memory is never touched but in two places, and is taken page by page."""
+    import torch
+
+    from runtime_torch.kernels import attention, cache
+
+    width, num_slots = 64, (1 << 25) + 64
+    try:
+        kv = torch.from_numpy(np.zeros(2 * num_slots * width, np.float16))
+    except MemoryError:
+        pytest.skip("this machine promises no 8.6 GB of address space")
+    k, v = torch.full((1, width), 0.5), torch.full((1, width), 3.0)
+    fault = torch.full((1,), 0x7FFFFFFFFFFFFFFF, dtype=torch.int64)
+    slot = num_slots - 5
+    slots = torch.tensor([slot], dtype=torch.int32)
+    cache.kv_write[(1, 2)](k, v, slots, kv, fault, 1, width, num_slots, BR=1, BLOCK=width)
+    assert kv[slot * width : (slot + 1) * width].tolist() == [0.5] * width
+    assert kv[(num_slots + slot) * width :][:width].tolist() == [3.0] * width
+    table, starts = torch.tensor([[slot // 16]], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+    length = slot % 16 + 1
+    q, y = torch.full((1, width), 8.0), torch.zeros((1, width))
+    attention.attention_tiles[(1, 1, 1)](
+        *(q, kv, table, starts, torch.tensor([length], dtype=torch.int32), q, q, y, y, y, fault),
+        *(1, 1, 1, num_slots, 1.0, 0.0),
+        BLOCK_SIZE=16,
+        NUM_KV_HEADS=1,
+        GROUP=1,
+        HEAD_DIM=width,
+        WINDOW=0,
+        CAUSAL=True,
+        SOFTCAP=False,
+        SINKS=False,
+        SLOPES=False,
+        SPLITS=1,
+        MODE=0,
+        SEQS=16,
+        BQ=16,
+        BM=16,
+        BK=16,
+        BD=width,
+    )
+    np.testing.assert_allclose(y.numpy(), 3.0, rtol=1e-6)  # q k = 256 outweighs the zeros before it
+
+
+def test_addresses_of_a_captured_step_are_those_of_every_later_batch(device: Any):
+    """A replay reads what lies where the capture found it: everything that changes between steps is copied there."""
+    from dataclasses import replace
+
+    import runtime_torch_cpu
+
+    from runtime_torch import capture
+
+    settings = replace(runtime_torch_cpu.SETTINGS, capture=True)
+    opened = runtime_torch_cpu.TorchCpuBackend(settings).runtime_open(runtime_torch_cpu.INFO, DeviceConfig())
+    builder = GraphBuilder("step", {"T": Span(1, 4), "S": Span(1, 4), "Q": Span(2, 5), "P": Span(1, 4)})
+    heads = {"num_heads": 1, "num_kv_heads": 1, "head_dim": 16, "scale": 0.25}
+    q, starts = builder.input("q", "f32", ("T", 16)), builder.input("starts", "i32", ("Q",))
+    kv = builder.state("cache", TensorSpec(F32, (2, 8, 4, 1, 16), "kv"))
+    written = builder.op("kv_write", kv=kv, k=q, v=q, slot_mapping=builder.input("slots", "i32", ("T",)))
+    table, lengths = builder.input("table", "i32", ("S", "P")), builder.input("lengths", "i32", ("S",))
+    inputs = {"block_table": table, "query_start_loc": starts, "seq_lens": lengths}
+    y = builder.op("attention", q=q, kv=written, attrs=heads, **inputs)
+    builder.output("y", y)
+    graph = builder.build()
+    region = make_region("step", list(graph.nodes), graph.dims, [y], graph.state_aliases())
+    cache = opened.allocate(TensorSpec(F32, (2, 8, 4, 1, 16), "kv"))
+    executable = opened.compile(region, {"cache": cache}, {})
+    sizes = {"q": (4, 16), "slots": (4,), "table": (4, 4), "starts": (5,), "lengths": (4,)}
+    bound = {n: opened.allocate(TensorSpec(F32 if n == "q" else I32, s)) for n, s in sizes.items()}
+    bound[y.name] = opened.allocate(TensorSpec(F32, (4, 16)))
+    programs: list[capture.Program] = []
+    for num_seqs in (3, 4, 3):
+        rows = np.arange(num_seqs, dtype=np.int32)
+        values = np.full((num_seqs, 16), 1.0 + num_seqs, np.float32) + rows[:, None].astype(np.float32)
+        given = {"q": values, "slots": rows * 4, "table": rows[:, None].copy()}
+        given |= {"starts": np.arange(num_seqs + 1, dtype=np.int32), "lengths": np.ones(num_seqs, np.int32)}
+        for name, array in given.items():
+            spec = TensorSpec(F32 if name == "q" else I32, array.shape)
+            opened.upload(bound[name], memoryview(array).cast("B"), spec).wait()
+        executable.submit(bound, {"T": num_seqs, "S": num_seqs, "Q": num_seqs + 1, "P": 1}).wait()
+        np.testing.assert_allclose(get(opened, bound[y.name], num_seqs, 16), values, rtol=1e-6)
+        programs += [p for p in executable._programs.values() if p not in programs]
+    assert len(programs) == 1
+    executable.close()
+    opened.close()

@@ -26,7 +26,7 @@ class RecordingRunner:
     def __init__(self) -> None:
         self.steps: list[list[tuple[str, int, int, int]]] = []
 
-    def forward(self, parts: Sequence[Scheduled], rows: Sequence[int]) -> np.ndarray:
+    def compute(self, parts: Sequence[Scheduled], rows: Sequence[int]) -> np.ndarray:
         self.steps.append(
             [(p.request.request_id, p.start, p.num_scheduled_tokens, len(p.request.block_table)) for p in parts]
         )

@@ -260,3 +260,28 @@ def test_closing_twice_is_harmless():
     executor = on_the_host(llama())
     executor.close()
     executor.close()
+
+
+def softcaps(cap: float) -> Graph:
+    b = GraphBuilder(f"softcap {cap}", {"T": Span(1, 4)})
+    b.output("y", b.op("softcap", x=b.input("x", "f32", ("T", 2)), attrs={"cap": cap}))
+    return b.build()
+
+
+def test_an_output_that_is_kept_goes_to_the_next_graph_without_passing_the_host():
+    device, elsewhere = ReferenceDevice(), ReferenceDevice()
+    manifests = {"cpu": reference_manifest()}
+    first, second = (Executor(make_plan(softcaps(c), manifests), {"cpu": device}) for c in (1.0, 2.0))
+    apart = Executor(make_plan(softcaps(2.0), manifests), {"cpu": elsewhere})
+    x = np.array([[0.5, -3.0]], np.float32)
+    fetched, kept = first.run_keeping(["y"], {"x": x}, {"T": 1})
+    assert fetched == {}
+    expected = 2 * np.tanh(np.tanh(x) / 2)
+    before = device.counters()["bytes_downloaded"], device.counters()["bytes_uploaded"]
+    np.testing.assert_allclose(second.run({"x": kept["y"]}, {"T": 1})["y"], expected, atol=1e-6)
+    after = device.counters()["bytes_downloaded"], device.counters()["bytes_uploaded"]
+    assert (after[0] - before[0], after[1] - before[1]) == (8, 0)
+    np.testing.assert_allclose(kept["y"].numpy(), np.tanh(x), atol=1e-6)
+    np.testing.assert_allclose(apart.run({"x": kept["y"]}, {"T": 1})["y"], expected, atol=1e-6)
+    with pytest.raises(InvalidArgument, match=r"input 'x' is f32\[1, 2\], the step needs f32\[2, 2\]"):
+        second.run({"x": kept["y"]}, {"T": 2})

@@ -96,6 +96,10 @@ def test_quantized_safetensors_are_refused_with_their_method() -> None:
     config = hf_config("llama", "LlamaForCausalLM", quantization_config={"quant_method": "awq"})
     with pytest.raises(Unsupported, match="quantized with 'awq' are not supported"):
         describe_model("hf", config, {})
+    packed = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    config = hf_config("llama", "LlamaForCausalLM", quantization_config=packed)
+    with pytest.raises(Unsupported, match="'compressed-tensors' in the format 'pack-quantized' are not supported"):
+        describe_model("hf", config, {})
 
 
 def test_old_and_new_spelling_of_rope_say_the_same() -> None:

@@ -169,3 +169,48 @@ def test_layers_are_whole_composites_and_the_last_one_goes_on_with_the_wanted_ro
         "lm_head",
     ]
     assert [node.outputs[0].spec.shape[0] for node in graph][4:8] == ["T", "R", "R", "R"]
+
+
+FP8 = hf_config(
+    "llama", "LlamaForCausalLM", hidden_size=128, head_dim=32, quantization_config={"quant_method": "fp8"}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scales", ["of the matrix", "of rows", "of squares"])
+def test_fp8_weights_with_scales_decode_to_codes_times_scales(scales: str) -> None:
+    rng = np.random.default_rng(2)
+    shape = (4 * 32, 128)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    stored = {"of the matrix": (1,), "of rows": (128, 1), "of squares": (1, 1)}[scales]
+    tensors = _synthetic(FP8, "f8_e4m3") | {f"{name}_scale": spec("f32", *stored)}
+    tensors["model.layers.1.self_attn.q_proj.input_scale"] = spec("f32", 1)
+    model = describe_model("hf", FP8, tensors)
+    recipe = weight_source(model)["layers.1.q_proj.weight"]
+    assert recipe.spec == spec("f8_e4m3_g128", *shape)
+    codes = rng.integers(0, 120, shape, dtype=np.uint8)
+    factors = rng.uniform(0.5, 2, stored).astype("<f4")
+    data = {name: memoryview(codes).cast("B"), f"{name}_scale": memoryview(factors).cast("B")}
+    found = recipe.spec.format.decode(load_weight_bytes(recipe, data.__getitem__), shape)
+    expected = FORMATS["f8_e4m3"].decode(codes, shape) * factors
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_squares_of_fp8_experts_may_end_within_the_matrix() -> None:
+    codes, other = (np.full((200, 256), code, np.uint8) for code in (0x38, 0x40))  # 1 and 2
+    factors = np.array([[1, 2], [3, 4]], "<f4")
+    pieces = tuple(p for w in "ab" for p in (Piece(w, 0, codes.nbytes), Piece(f"{w}_scale", 0, factors.nbytes)))
+    recipe = WeightRecipe(spec("f8_e4m3_g128", 2, 200, 256), pieces, "fp8", spec("f32", 2, 2))
+    data = {"a": codes, "b": other, "a_scale": factors, "b_scale": factors}
+    bytes_of = {name: memoryview(array).cast("B") for name, array in data.items()}
+    found = recipe.spec.format.decode(load_weight_bytes(recipe, bytes_of.__getitem__), (2, 200, 256))
+    assert found[0, [0, 127, 128, 199]][:, [0, 127, 128, 255]].tolist() == [[1, 1, 2, 2]] * 2 + [[3, 3, 4, 4]] * 2
+    assert np.array_equal(found[1], 2 * found[0])
+
+
+def test_fp8_scales_of_other_shapes_are_refused() -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    tensors = _synthetic(FP8, "f8_e4m3") | {f"{name}_scale_inv": spec("f32", 4, 4)}
+    with pytest.raises(
+        Unsupported, match=r"q_proj\.weight_scale_inv' is f32\[4, 4\]; scales are read of a whole matrix"
+    ):
+        weight_source(describe_model("hf", FP8, tensors))

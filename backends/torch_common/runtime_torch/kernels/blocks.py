@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-HALF, SUPER, EXPONENT, DENSE = 0, 1, 2, 3
-"""Kinds of scales; DENSE weights have none and need not be whole units."""
+HALF, SUPER, EXPONENT, DENSE, FLOAT8 = 0, 1, 2, 3, 4
+"""Kinds of scales; DENSE weights have none and need not be whole units, FLOAT8 have one for four units."""
 F32, BF16, F16, BF16_EMULATED, F16_EMULATED = 0, 1, 2, 3, 4
 """What operands of a dot product are rounded to; the emulated ones are then kept in float32, for the interpreter."""
 
@@ -57,6 +57,11 @@ def decode(
         value = tl.load(lo + at, mask=mask[:, :, None] & (column < num_columns)[None, :, :], other=0.0).to(tl.float32)
         s = tl.full(mask.shape, 1.0, dtype=tl.float32)
         m = tl.zeros_like(s)
+    elif SCALE == 4:
+        unit = rows.to(tl.int64)[:, None] * (num_columns // 32) + units[None, :]
+        value = tl.load(lo + unit[:, :, None] * W + j[None, None, :], mask=mask[:, :, None], other=0.0).to(tl.float32)
+        s = tl.load(scale + unit // 4, mask=mask, other=0.0)
+        m = tl.zeros_like(s)
     else:
         unit = rows.to(tl.int64)[:, None] * (num_columns // 32) + units[None, :]
         code = tl.load(lo + unit[:, :, None] * W + j[None, None, :], mask=mask[:, :, None], other=0).to(tl.int32)
@@ -70,8 +75,13 @@ def decode(
             code = code | (((word[:, :, None] >> (2 * j)[None, None, :]) & 3) << LO_BITS)
         if CODEBOOK:
             value = tl.load(table + code)
-        else:
+        elif LO_BITS == 8:
             value = (code - OFFSET).to(tl.float32)
+        else:
+            # code / 2^bits in a mantissa: conversions of integers take two to four times as long as these three steps
+            BITS: tl.constexpr = LO_BITS + HI_BITS
+            value = ((code << (23 - BITS)) | 0x3F800000).to(tl.float32, bitcast=True)
+            value = value - (1.0 + OFFSET / (1 << BITS))
         group = unit * GROUPS + (PART * GROUPS) // PARTS
         if SCALE == 2:
             e = tl.load(scale + group, mask=mask, other=0).to(tl.int32)
@@ -82,6 +92,8 @@ def decode(
             s = tl.load(scale + group, mask=mask, other=0).to(tl.float32)
         if SCALE == 1:
             s = s * tl.load(above + unit // 8, mask=mask, other=0).to(tl.float32)
+        if LO_BITS < 8 and not CODEBOOK:
+            s = s * (1 << (LO_BITS + HI_BITS))
         m = tl.zeros_like(s)
         if MINIMUM:
             m = tl.load(low + group, mask=mask, other=0).to(tl.float32)

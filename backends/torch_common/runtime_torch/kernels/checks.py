@@ -71,7 +71,8 @@ def check_sequences(
     if WINDOW > 0:
         first_key = tl.maximum(0, length - (end - start) - WINDOW + 1)
     last_block = tl.where(is_sound, tl.cdiv(length, BLOCK_SIZE), 0)
-    for column in range(0, width, BP):
+    # as far as blocks are in use: a table may have room for a context a hundred times as long
+    for column in range(0, tl.minimum(width, tl.max(last_block, axis=0)), BP):
         p = column + tl.arange(0, BP)
         used = (p[None, :] >= (first_key // BLOCK_SIZE)[:, None]) & (p[None, :] < last_block[:, None])
         at = seq[:, None] * width + p[None, :]
