@@ -34,8 +34,8 @@ class Recorder:
         sampler = llm.loaded.engine.sampler
         sample = sampler.sample
 
-        def recorded(logits: Any, requests: Sequence[Any]) -> Any:
-            for row, request in zip(logits.numpy(), requests):
+        def recorded(logits: np.ndarray, requests: Sequence[Any]) -> Any:
+            for row, request in zip(logits, requests):
                 self.rows[tuple(request.prompt_token_ids), request.num_output_tokens] = row.copy()
             return sample(logits, requests)
 

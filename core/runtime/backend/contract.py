@@ -184,7 +184,7 @@ class Device(Protocol):
         """
 
     def memory(self) -> Mapping[str, tuple[int, int]]:
-        """Pool -> (free, total)."""
+        """Pool -> (free, total). The host's own memory is the pool "host"."""
 
     def counters(self) -> Mapping[str, int]:
         """kernels_run, bytes_uploaded, bytes_downloaded, host_compute_ns: since the device was opened."""

@@ -22,6 +22,7 @@ from runtime.engine.stats import EngineStats, StepCounts
 from runtime.engine.structured import Grammars, StructuredOutput, TokenMatcher
 from runtime.engine.validation import check_request, check_text
 from runtime.errors import InvalidArgument, NumericFault, RuntimeFault, Unsupported
+from runtime.executor import KeptOutput
 from runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -234,8 +235,9 @@ class Engine:
         return outputs
 
     def _sample(self, parts: Sequence[Scheduled]) -> list[Sampled]:
-        kept = self.runner.run(parts)
-        logits = self._score(parts, kept.numpy()) if any(p.scored for p in parts) else kept
+        logits = self.runner.run(parts)
+        if any(p.scored for p in parts):
+            logits = self._score(parts, logits.numpy() if isinstance(logits, KeptOutput) else logits)
         ready = [p.request for p in parts if p.samples]
         return self.sampler.sample(logits, ready) if ready else []
 

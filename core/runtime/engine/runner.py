@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+HOST_POOL = "host"
+"""The memory pool of devices that compute in the host's memory; see `Device.memory`."""
+
 
 class Runner:
     """Binds the inputs of a step (see `build_graph`) and submits it.
@@ -25,6 +28,7 @@ class Runner:
         self._executor = executor
         self.block_size = block_size
         self._mover = mover
+        self._is_on_host: bool | None = None
 
     @property
     def can_copy_blocks(self) -> bool:
@@ -44,10 +48,11 @@ class Runner:
             assert self._mover is not None
             self._mover.copy(schedule.block_copies)
 
-    def run(self, parts: Sequence[Scheduled]) -> KeptOutput:
-        """Logits on their device: of each part the positions `scored`, then the last one if it `samples`.
+    def run(self, parts: Sequence[Scheduled]) -> KeptOutput | NDArray[np.float32]:
+        """Logits: of each part the positions `scored`, then the last one if it `samples`.
 
-        float32 [number of such rows, vocab_size]; where there is none, one row that means nothing.
+        float32 [number of such rows, vocab_size]; where there is none, one row that means nothing. They stay on their
+        device unless it computes in the host's memory, where fetching them is a copy at most.
         """
         rows: list[int] = []
         last = -1
@@ -58,7 +63,10 @@ class Runner:
             if part.samples:
                 rows.append(last)
         # A step made only of unfinished prompts wants no logits; the graph needs at least one row.
-        return self.compute(parts, rows or [last])
+        kept = self.compute(parts, rows or [last])
+        if self._is_on_host is None:
+            self._is_on_host = HOST_POOL in kept.device.memory()
+        return kept.numpy() if self._is_on_host else kept
 
     def compute(self, parts: Sequence[Scheduled], rows: Sequence[int]) -> KeptOutput:
         """Compute `parts`; the logits of the given rows of the step stay on their device until the next step."""
