@@ -60,7 +60,8 @@ class Client:
             raise Unsupported(
                 f"load on a server needs the package httpx ({error})", remedy="pip install 'hal-runtime[serve]'"
             ) from error
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # A connection per request: one that the server closes while it is idle would fail the next request.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(headers=self._headers, timeout=self._timeout_s, limits=limits, trust_env=False)
         if self.model is None:
             self.model = await self._first_model()
