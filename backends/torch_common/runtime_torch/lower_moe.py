@@ -1,4 +1,4 @@
-"""Mixture of experts and the gated feed-forward network: from nodes to calls."""
+"""Mixture of experts: from nodes to calls."""
 
 from __future__ import annotations
 
@@ -6,28 +6,12 @@ import torch
 
 from runtime_torch.calls import Call, Planes, Site, cdiv, clamp, launch, planes_of
 from runtime_torch.kernels import moe as kernels
-from runtime_torch.lower_rows import comparable, glu_call
-from runtime_torch.products import as_operand, linear_calls, operand_mode
+from runtime_torch.lower_rows import comparable
+from runtime_torch.products import as_operand, operand_mode
 from runtime_torch.settings import next_power, num_warps
 
 FEW_PAIRS = 32
 """Up to here every (token, expert) pair reads its expert by itself: few experts are chosen twice."""
-
-
-def lower_swiglu_ffn(site: Site) -> list[Call]:
-    """Two products, the gate, one product."""
-    x, y = site.tensor("x"), site.output()
-    shape = (x.shape[0], site.shape("gate_weight")[0])
-    gate, up = site.scratch(shape), site.scratch(shape)
-    calls = []
-    for part, target in (("gate", gate), ("up", up)):
-        calls += linear_calls(site, f"{part}_weight", x, _bias(site, part), target)
-    calls.append(glu_call(site, gate, up, gate, site.attr("kind")))
-    return [*calls, *linear_calls(site, "down_weight", gate, _bias(site, "down"), y)]
-
-
-def _bias(site: Site, part: str) -> torch.Tensor | None:
-    return site.tensor(f"{part}_bias") if site.has(f"{part}_bias") else None
 
 
 def lower_moe_route(site: Site) -> list[Call]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from runtime.backend import Node, Region
-from runtime_torch import lower_attention, lower_moe, lower_rows, lower_sampling, products
+from runtime_torch import lower_attention, lower_ffn, lower_moe, lower_rows, lower_sampling, products
 from runtime_torch.calls import Call, Site
 
 Lower = Callable[[Site], "list[Call]"]
@@ -38,7 +38,7 @@ LOWER: Mapping[str, Lower] = {
     "moe_route@1": lower_moe.lower_moe_route,
     "moe_linear@1": lower_moe.lower_moe_linear,
     "qkv_rope_write@1": lower_attention.lower_qkv_rope_write,
-    "swiglu_ffn@1": lower_moe.lower_swiglu_ffn,
+    "swiglu_ffn@1": lower_ffn.lower_swiglu_ffn,
 }
 
 

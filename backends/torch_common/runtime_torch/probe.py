@@ -12,7 +12,7 @@ from runtime.backend import DeviceInfo, PluginRejected, RuntimeFault
 from runtime_torch.accelerator import Accelerator
 from runtime_torch.errors import first_line, translated
 from runtime_torch.facts import Chip, Facts
-from runtime_torch.kernels import linear as kernels
+from runtime_torch.kernels import linear_few as kernels
 from runtime_torch.repack import repack
 from runtime_torch.settings import Settings, next_power
 

@@ -11,10 +11,9 @@ from runtime_torch.kernels import embed as embed_kernels
 from runtime_torch.kernels import linear as kernels
 from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F32
 from runtime_torch.planes import LAYOUTS
+from runtime_torch.products_few import FEW_TOKENS, few_calls, sum_calls
 from runtime_torch.settings import Settings, next_power, num_warps, power_below
 
-FEW_TOKENS = 2
-"""Up to here every token reads the weight by itself: the second one finds most of it in the cache."""
 HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -53,38 +52,25 @@ def as_operand(site: Site, x: torch.Tensor, mode: int) -> tuple[torch.Tensor, li
 
 
 def _blocks(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
+    if x.shape[0] <= FEW_TOKENS:
+        return few_calls(site, planes, x, bias, y)
     tiles = site.settings.tiles
     (num_tokens, num_columns), num_rows = x.shape, y.shape[1]
     units = cdiv(num_columns, 32)
-    is_few = num_tokens <= FEW_TOKENS
-    rows = min(tiles.few_rows if is_few else tiles.many_rows, max(tiles.min_dot, next_power(num_rows)))
-    per_step = min(tiles.few_units if is_few else tiles.many_units, next_power(units))
-    tokens = 1 if is_few else clamp(next_power(num_tokens), tiles.min_dot, tiles.many_tokens)
-    if not is_few:
-        per_step = max(per_step, tiles.min_dot // planes.width)
+    rows = min(tiles.many_rows, max(tiles.min_dot, next_power(num_rows)))
+    tokens = clamp(next_power(num_tokens), tiles.min_dot, tiles.many_tokens)
+    per_step = max(min(tiles.many_units, next_power(units)), tiles.min_dot // planes.width)
     num_programs = cdiv(num_rows, rows) * cdiv(num_tokens, tokens)
     splits = power_below(clamp(tiles.programs // num_programs, 1, min(tiles.max_splits, cdiv(units, per_step))))
-    has_bias = bias is not None
     out = y if splits == 1 else site.scratch((splits, num_tokens, num_rows))
-    arguments = (*planes.pointers, y if bias is None else bias, out, num_tokens, num_rows, num_columns)
-    constants = {**planes.constants, "HAS_BIAS": has_bias and splits == 1, "SPLITS": splits, "BN": rows, "BU": per_step}
-    if is_few:
-        grid = (cdiv(num_rows, rows), splits, num_tokens)
-        calls = [launch(kernels.linear_few, grid, x, *arguments, **constants)]
-    else:
-        mode = operand_mode(site.settings, planes.fmt)
-        x, calls = as_operand(site, x, mode)
-        grid = (cdiv(num_tokens, tokens), cdiv(num_rows, rows), splits)
-        warps = num_warps(tokens * rows)
-        many = launch(kernels.linear_many, grid, x, *arguments, **constants, MODE=mode, BM=tokens, num_warps=warps)
-        calls.append(many)
-    if splits > 1:
-        size, block = num_tokens * num_rows, tiles.elements
-        arguments = (out, y if bias is None else bias, y, size, num_rows)
-        calls.append(
-            launch(kernels.sum_splits, (cdiv(size, block),), *arguments, SPLITS=splits, HAS_BIAS=has_bias, BLOCK=block)
-        )
-    return calls
+    mode = operand_mode(site.settings, planes.fmt)
+    x, calls = as_operand(site, x, mode)
+    arguments = (x, *planes.pointers, y if bias is None else bias, out, num_tokens, num_rows, num_columns)
+    constants = {**planes.constants, "HAS_BIAS": bias is not None and splits == 1, "SPLITS": splits, "MODE": mode}
+    grid = (cdiv(num_tokens, tokens), cdiv(num_rows, rows), splits)
+    sizes = {"BM": tokens, "BN": rows, "BU": per_step, "num_warps": num_warps(tokens * rows)}
+    calls.append(launch(kernels.linear_many, grid, *arguments, **constants, **sizes))
+    return [*calls, *sum_calls(site, out, bias, y, splits)]
 
 
 def dense_calls(

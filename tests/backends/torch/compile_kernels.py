@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from runtime_torch.facts import Chip, Facts
-from runtime_torch.kernels import attention, cache, checks, elementwise, embed, linear, moe, norm, rope
+from runtime_torch.kernels import attention, cache, checks, elementwise, embed, linear, linear_few, moe, norm, rope
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -74,7 +74,7 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
     bf16 = {"x": "*bf16"}
     made: list[tuple[Any, dict[str, Any], dict[str, str]]] = []
     for fmt in FORMATS:
-        made.append((linear.linear_few, {**fmt, "HAS_BIAS": True, "SPLITS": 1, "BN": 8, "BU": 16}, {}))
+        made.append((linear_few.linear_few, {**fmt, "HAS_BIAS": True, "SPLITS": 1, "BN": 8, "BU": 16}, {}))
         many = {**fmt, "HAS_BIAS": True, "SPLITS": 2, "MODE": 1, "BM": 64, "BN": 64, "BU": 4}
         made.append((linear.linear_many, many, bf16))
         made.append((moe.moe_few, {**fmt, "HAS_BIAS": True, "BN": 8, "BU": 16}, {}))

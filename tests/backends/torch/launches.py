@@ -12,7 +12,17 @@ import torch
 
 from runtime.dtypes import FORMATS, Span, TensorSpec
 from runtime.graph import GraphBuilder
-from runtime_torch import buckets, calls, checking, lower_attention, lower_moe, lower_rows, products
+from runtime_torch import (
+    buckets,
+    calls,
+    checking,
+    lower_attention,
+    lower_ffn,
+    lower_moe,
+    lower_rows,
+    products,
+    products_few,
+)
 from runtime_torch.calls import Shared, Site, Workspace
 from runtime_torch.lowering import LOWER
 from runtime_torch.memory import Allocator, TorchBuffer
@@ -81,7 +91,7 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
 @contextmanager
 def recorded(into: dict[Launch, None]) -> Iterator[None]:
     """Launches that are bound inside are put down instead of bound."""
-    modules = (products, lower_attention, lower_rows, lower_moe, buckets, checking)
+    modules = (products, products_few, lower_attention, lower_ffn, lower_rows, lower_moe, buckets, checking)
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
         assert all(size <= 65535 for size in grid[1:]), f"{kernel.__name__} over {grid}"
