@@ -180,7 +180,7 @@ def planes_of(site: Site, port: str = "weight") -> Planes:
         "MINIMUM": layout.has_minimum,
         "CODEBOOK": bool(layout.codebook),
     }
-    return Planes((*pointers, table), constants, fmt, 32 // layout.parts)
+    return Planes((*pointers, table), constants, fmt, layout.width)
 
 
 def cdiv(size: int, step: int) -> int:

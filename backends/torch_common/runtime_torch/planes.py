@@ -3,8 +3,16 @@
 A GGUF block mixes scales and quants in 17 to 210 bytes, so that no field is aligned. The planes hold the same bits,
 each field contiguous along a row, and one kernel template reads all formats:
 
-    lo     low bits: byte j of a unit holds elements j, j + w, j + 2 w ... (w = 32 / parts), lowest bits first
-    hi     high bits in int32 words: one word with bit e for element e, or two words with 2 bits each
+    lo     low bits. 8: a byte per element. 4 or 2: int32 words, as many per unit as bits per element; the fields of a
+           word, lowest first, are parts 0, 1 ... of the unit, a part being as many neighbours as a unit has words:
+
+               4 bits   word 0   | 28 | 24 | 20 | 16 | 12 |  8 |  4 |  0 |    one load of 16 bytes brings a unit to a
+                        word 1   | 29 | 25 | 21 | 17 | 13 |  9 |  5 |  1 |    thread; no code has to leave its place
+                        word 2   | 30 | 26 | 22 | 18 | 14 | 10 |  6 |  2 |    but by shifts that a whole word shares
+                        word 3   | 31 | 27 | 23 | 19 | 15 | 11 |  7 |  3 |
+
+    hi     high bits, int32 words: those of word w lie as its fields do, from bit (w * hi_bits) % lo_bits of word
+           (w * hi_bits) // lo_bits on; one shift brings those of every other field next to their low bits
     scale  one per group: f16, an exponent byte, or int8 under an f16 of 256 elements (`super`)
     low    what is added (f16), or subtracted (int8 under an f16): the minimum of a group
 
@@ -43,9 +51,14 @@ class PlaneLayout:
     codebook: tuple[int, ...] = ()
 
     @property
+    def width(self) -> int:
+        """Elements of a part of a unit: those that the words of the unit hold in one field."""
+        return UNIT if self.lo_bits == 8 else self.lo_bits
+
+    @property
     def parts(self) -> int:
-        """Elements that share a byte of `lo`: a unit is read in that many parts."""
-        return 8 // self.lo_bits
+        """A unit is read in that many parts."""
+        return UNIT // self.width
 
     @property
     def groups_per_unit(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from runtime_torch.planes import LAYOUTS, UNIT, PlaneLayout
+from runtime_torch.planes import LAYOUTS, PlaneLayout
 
 Tensor: TypeAlias = torch.Tensor
 Fields = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
@@ -17,7 +17,7 @@ Fields = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"
 def repack(fmt: str, raw: Tensor, num_rows: int, num_columns: int) -> dict[str, Tensor]:
     """Planes of a matrix [num_rows, num_columns] stored as uint8 blocks: name -> tensor [num_rows, ...].
 
-    lo uint8 (int8 or f8_e4m3 for 8-bit codes), hi int32, scale f16 | uint8 | int8 | f32, super f16, low f16 | int8,
+    lo int32 (int8 or f8_e4m3 for 8-bit codes), hi int32, scale f16 | uint8 | int8 | f32, super f16, low f16 | int8,
     low_super f16.
     """
     layout = LAYOUTS[fmt]
@@ -33,20 +33,18 @@ def _pack_codes(layout: PlaneLayout, codes: Tensor) -> dict[str, Tensor]:
         return {"lo": codes.contiguous().view(torch.float8_e4m3fn)}
     if layout.lo_bits == 8:
         return {"lo": codes.view(torch.int8)}
-    units = codes.reshape(-1, UNIT)
-    parts = units.reshape(-1, layout.parts, UNIT // layout.parts)
-    mask = (1 << layout.lo_bits) - 1
-    lo = torch.zeros_like(parts[:, 0])
-    for part in range(layout.parts):
-        lo |= (parts[:, part] & mask) << (part * layout.lo_bits)
-    planes = {"lo": lo}
-    if layout.hi_bits:
-        high = (units >> layout.lo_bits).to(torch.int32).reshape(-1, layout.hi_bits, UNIT // layout.hi_bits)
-        word = torch.zeros_like(high[:, :, 0])
-        for i in range(UNIT // layout.hi_bits):
-            word |= high[:, :, i] << (i * layout.hi_bits)
-        planes["hi"] = word
-    return planes
+    # bytes of words, fields of a byte, words: element k of a unit is field k // words of word k % words
+    fields = codes.reshape(-1, 4, 8 // layout.lo_bits, layout.lo_bits)
+    lo = torch.zeros_like(fields[:, :, 0])
+    hi = torch.zeros((len(fields), layout.hi_bits, 4), dtype=torch.uint8, device=codes.device)
+    for field in range(fields.shape[2]):
+        start = field * layout.lo_bits
+        lo |= (fields[:, :, field] & ((1 << layout.lo_bits) - 1)) << start
+        for word in range(layout.lo_bits if layout.hi_bits else 0):
+            index, shift = divmod(word * layout.hi_bits, layout.lo_bits)
+            hi[:, index] |= (fields[:, :, field, word] >> layout.lo_bits) << (start + shift)
+    planes = {"lo": lo.transpose(1, 2), "hi": hi} if layout.hi_bits else {"lo": lo.transpose(1, 2)}
+    return {name: plane.contiguous().view(torch.int32) for name, plane in planes.items()}
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:

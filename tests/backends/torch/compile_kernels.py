@@ -28,7 +28,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-PLANES = {"lo": "*u8", "hi": "*i32", "scale": "*i8", "above": "*fp16", "low": "*i8", "low_above": "*fp16"}
+PLANES = {"lo": "*i32", "hi": "*i32", "scale": "*i8", "above": "*fp16", "low": "*i8", "low_above": "*fp16"}
 POINTERS = {
     **PLANES,
     **dict.fromkeys(("table", "bias", "x", "y", "q", "k", "v", "weight", "total", "residual", "gate", "up"), "*fp32"),
@@ -74,13 +74,14 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
     bf16 = {"x": "*bf16"}
     made: list[tuple[Any, dict[str, Any], dict[str, str]]] = []
     for fmt in FORMATS:
-        made.append((linear_few.linear_few, {**fmt, "HAS_BIAS": True, "SPLITS": 1, "BN": 8, "BU": 16}, {}))
-        many = {**fmt, "HAS_BIAS": True, "SPLITS": 2, "MODE": 1, "BM": 64, "BN": 64, "BU": 4}
-        made.append((linear.linear_many, many, bf16))
-        made.append((moe.moe_few, {**fmt, "HAS_BIAS": True, "BN": 8, "BU": 16}, {}))
-        grouped = {**fmt, "HAS_BIAS": False, "MODE": 1, "EXPERTS": 128, "BM": 16, "BN": 64, "BU": 4}
-        made.append((moe.moe_many, grouped, bf16))
-        made.append((embed.embed_blocks, {**fmt, "SCALED": True, "BT": 1, "BU": 32}, {}))
+        lo = {"lo": "*i32" if fmt["LO_BITS"] < 8 else "*bf16" if fmt == DENSE else "*i8"}
+        made.append((linear_few.linear_few, {**fmt, "HAS_BIAS": True, "SPLITS": 1, "BN": 8, "BU": 16}, lo))
+        many = {**fmt, "HAS_BIAS": True, "SPLITS": 2, "MODE": 1, "BM": 64, "BN": 64, "BU": 8}
+        made.append((linear.linear_many, many, bf16 | lo))
+        made.append((moe.moe_few, {**fmt, "HAS_BIAS": True, "BN": 8, "BU": 16}, lo))
+        grouped = {**fmt, "HAS_BIAS": False, "MODE": 1, "EXPERTS": 128, "BM": 16, "BN": 64, "BU": 8}
+        made.append((moe.moe_many, grouped, bf16 | lo))
+        made.append((embed.embed_blocks, {**fmt, "SCALED": True, "BT": 1, "BU": 32}, lo))
     fp8 = {"x": "*bf16", "lo": "*fp8e4nv"}
     made += [
         (linear.linear_many, {**DENSE, "HAS_BIAS": False, "SPLITS": 1, "MODE": 1, "BM": 64, "BN": 64, "BU": 4}, fp8),

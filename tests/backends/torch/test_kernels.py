@@ -77,6 +77,21 @@ def test_a_row_of_every_block_format_is_decoded_as_the_gguf_package_or_the_core_
     executable.close()
 
 
+@pytest.mark.parametrize(("fmt", "code", "hi"), [("q5_0", 0x17, [1 << 13]), ("q6_k", 0x27, [2 << 14, 0])])
+def test_element_13_is_field_3_of_word_1_and_its_high_bits_lie_as_those_of_word_1_do(
+    fmt: str, code: int, hi: list[int]
+):
+    import torch
+
+    from runtime_torch.repack import _pack_codes
+
+    codes = torch.zeros((1, 32), dtype=torch.uint8)
+    codes[0, 13] = code
+    planes = _pack_codes(LAYOUTS[fmt], codes)
+    assert planes["lo"].reshape(-1).tolist() == [0, 7 << 12, 0, 0]
+    assert planes["hi"].reshape(-1).tolist() == hi
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is numpy, which warns of infinities in the data
 @pytest.mark.parametrize("ops", [("linear",), ("attention",), ("moe_linear", "rms_norm", "rope", "kv_write", "qkv*")])
 def test_small_tiles_and_splits_pass_the_same_cases(ops: tuple[str, ...]):

@@ -48,8 +48,8 @@ def decode(
     MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr,
 ):
     """Part PART of units `units` [U] of rows `rows` [N]: codes [N, U, W], scales [N, U] and minima [N, U], float32."""
-    PARTS: tl.constexpr = 8 // LO_BITS
-    W: tl.constexpr = 32 // PARTS
+    W: tl.constexpr = LO_BITS if LO_BITS < 8 else 32
+    PARTS: tl.constexpr = 32 // W
     j = tl.arange(0, W)
     if SCALE == 3:
         column = (units * 32)[:, None] + j[None, :]
@@ -69,10 +69,10 @@ def decode(
             code = (code >> (PART * LO_BITS)) & ((1 << LO_BITS) - 1)
         if HI_BITS == 1:
             word = tl.load(hi + unit, mask=mask, other=0)
-            code = code | (((word[:, :, None] >> (PART * W + j)[None, None, :]) & 1) << LO_BITS)
+            code = code | (((word[:, :, None] >> (PART * LO_BITS + j)[None, None, :]) & 1) << LO_BITS)
         if HI_BITS == 2:
-            word = tl.load(hi + unit * 2 + PART, mask=mask, other=0)
-            code = code | (((word[:, :, None] >> (2 * j)[None, None, :]) & 3) << LO_BITS)
+            words = tl.load(hi + unit[:, :, None] * 2 + (j // 2)[None, None, :], mask=mask[:, :, None], other=0)
+            code = code | (((words >> (PART * LO_BITS + j % 2 * 2)[None, None, :]) & 3) << LO_BITS)
         if CODEBOOK:
             value = tl.load(table + code)
         elif LO_BITS == 8:

@@ -15,8 +15,8 @@ def embed_blocks(
     """y float32 [T, K]: row token_ids[t], times factor + factor_rest (a float64 in two parts)."""
     if tl.load(fault) != 0x7FFFFFFFFFFFFFFF:
         return
-    PARTS: tl.constexpr = 8 // LO_BITS
-    W: tl.constexpr = 32 // PARTS
+    W: tl.constexpr = LO_BITS if LO_BITS < 8 else 32
+    PARTS: tl.constexpr = 32 // W
     num_units = tl.cdiv(num_columns, 32)
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
     units = tl.program_id(1) * BU + tl.arange(0, BU)

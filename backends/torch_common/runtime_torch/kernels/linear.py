@@ -17,8 +17,8 @@ def linear_many(
 
     A part of a unit (elements that share bytes) is a dot product of its own: nothing is interleaved.
     """
-    PARTS: tl.constexpr = 8 // LO_BITS
-    W: tl.constexpr = 32 // PARTS
+    W: tl.constexpr = LO_BITS if LO_BITS < 8 else 32
+    PARTS: tl.constexpr = 32 // W
     num_units = tl.cdiv(num_columns, 32)
     split = tl.program_id(2)
     tokens = tl.program_id(0) * BM + tl.arange(0, BM)

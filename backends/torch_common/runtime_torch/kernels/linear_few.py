@@ -14,8 +14,8 @@ def linear_few(
     BU: tl.constexpr,
 ):
     """y[split, t, n] for BN rows of the weight and one row of x; x float32 [T, K], y float32 [SPLITS, T, N]."""
-    PARTS: tl.constexpr = 8 // LO_BITS
-    W: tl.constexpr = 32 // PARTS
+    W: tl.constexpr = LO_BITS if LO_BITS < 8 else 32
+    PARTS: tl.constexpr = 32 // W
     num_units = tl.cdiv(num_columns, 32)
     split = tl.program_id(1)
     token = tl.program_id(2)

@@ -15,8 +15,8 @@ def moe_few(
     """y[pair, n]: expert expert_ids[pair] on row pair // per_row of x float32; planes are [experts * num_rows, ...]."""
     if tl.load(fault) != 0x7FFFFFFFFFFFFFFF:
         return
-    PARTS: tl.constexpr = 8 // LO_BITS
-    W: tl.constexpr = 32 // PARTS
+    W: tl.constexpr = LO_BITS if LO_BITS < 8 else 32
+    PARTS: tl.constexpr = 32 // W
     num_units = tl.cdiv(num_columns, 32)
     pair = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -54,8 +54,8 @@ def moe_many(
     """Pairs order[borders[e] : borders[e + 1]] belong to expert e, whose tiles begin at borders[e] // BM + e."""
     if tl.load(fault) != 0x7FFFFFFFFFFFFFFF:
         return
-    PARTS: tl.constexpr = 8 // LO_BITS
-    W: tl.constexpr = 32 // PARTS
+    W: tl.constexpr = LO_BITS if LO_BITS < 8 else 32
+    PARTS: tl.constexpr = 32 // W
     num_units = tl.cdiv(num_columns, 32)
     tile = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
