@@ -13,8 +13,9 @@ from runtime_torch.accelerator import Accelerator
 from runtime_torch.errors import first_line, translated
 from runtime_torch.facts import Chip, Facts
 from runtime_torch.kernels import linear_few as kernels
+from runtime_torch.products_few import FewTiles
 from runtime_torch.repack import repack
-from runtime_torch.settings import Settings, next_power
+from runtime_torch.settings import Settings
 
 NUM_COLUMNS = 4096
 MEASURED_BYTES = 256 << 20
@@ -68,7 +69,6 @@ def measure(settings: Settings, index: int) -> float:
 
 def _measure(settings: Settings, index: int) -> float:
     accelerator = Accelerator(settings.device_type, index)
-    tiles = settings.tiles
     num_rows = (MEASURED_BYTES if accelerator.is_async else 1 << 20) // NUM_COLUMNS
     with translated("the first kernel"), accelerator.use():
         # every block alike: scale 0.5, codes 1 .. 32; x of small integers: the sums are exact in any order
@@ -80,15 +80,14 @@ def _measure(settings: Settings, index: int) -> float:
         expected = float(0.5 * (codes.float().repeat(NUM_COLUMNS // 32) * x).sum())
         x = x.to(accelerator.device)
         y = torch.zeros(num_rows, device=accelerator.device)
-        bound: Any = kernels.linear_few[(-(-num_rows // tiles.few_rows), 1, 1)]
-        lo, scale = planes["lo"], planes["scale"]
-        constants = {"LO_BITS": 8, "HI_BITS": 0, "OFFSET": 0, "GROUPS": 1, "SCALE": 0, "MINIMUM": False}
-        flags = {"CODEBOOK": False, "HAS_BIAS": False, "SPLITS": 1}
-        sizes = {"BN": tiles.few_rows, "BU": min(tiles.few_units, next_power(NUM_COLUMNS // 32))}
+        lo, scale = planes["lo"].view(torch.int32), planes["scale"]
+        flags = {"LO_BITS": 8, "HI_BITS": 0, "OFFSET": 0, "GROUPS": 1, "SCALE": 0, "MINIMUM": False, "CODEBOOK": False}
+        tiles = FewTiles(settings.tiles.few_rows, min(128, settings.tiles.few_pieces), 4)
+        constants = {**flags, "HAS_BIAS": False, **tiles.constants(NUM_COLUMNS, 1, num_rows)}
+        bound: Any = kernels.linear_few[(-(-num_rows // tiles.rows),)]
 
         def run() -> None:
-            arguments = (x, lo, lo, scale, scale, scale, scale, x, y, y, 1, num_rows, NUM_COLUMNS)
-            bound(*arguments, **constants, **flags, **sizes)
+            bound(x, lo, lo, scale, scale, scale, scale, x, y, y, num_rows, **constants)
 
         run()
         accelerator.synchronize()

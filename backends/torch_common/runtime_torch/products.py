@@ -26,6 +26,8 @@ def lower_linear(site: Site) -> list[Call]:
 def linear_calls(site: Site, port: str, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
     """The product of x [T, K] with the weight at `port`, into y [T, N]."""
     fmt = site.spec(port).format.name
+    if x.shape[0] <= FEW_TOKENS:
+        return few_calls(site, planes_of(site, port), x, bias, y)
     if fmt in LAYOUTS or fmt.startswith("f8"):
         return _blocks(site, planes_of(site, port), x, bias, y)
     return dense_calls(site, site.tensor(port), x, bias, y)
@@ -52,8 +54,6 @@ def as_operand(site: Site, x: torch.Tensor, mode: int) -> tuple[torch.Tensor, li
 
 
 def _blocks(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
-    if x.shape[0] <= FEW_TOKENS:
-        return few_calls(site, planes, x, bias, y)
     tiles = site.settings.tiles
     (num_tokens, num_columns), num_rows = x.shape, y.shape[1]
     units = cdiv(num_columns, 32)

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from runtime_torch.calls import Call, Planes, Site, cdiv, clamp, launch
 from runtime_torch.kernels import linear, linear_few
-from runtime_torch.settings import next_power, power_below
+from runtime_torch.settings import Tiles, next_power, power_below
 
 FEW_TOKENS = 2
-"""Up to here every token reads the weight by itself: the second one finds most of it in the cache."""
+"""Up to here the rows of x stay in registers, beside the codes that both of them meet."""
+MAX_WASTE = 1 / 8
+"""Of the steps along a row: longer ones are better, but for what they take beyond its end."""
+
+
+@dataclass(frozen=True)
+class FewTiles:
+    """What `kernels.dot_few` is told of sizes: BN rows of a weight, BU pieces of 16 bytes, warps that cover them.
+
+    BU depends on the row alone, and so does the order of a sum.
+    """
+
+    rows: int
+    pieces: int
+    num_warps: int
+
+    def constants(self, num_columns: int, num_tokens: int, *num_rows: int) -> dict[str, Any]:
+        """For weights of so many rows."""
+        sizes = {"K": num_columns, "TOKENS": num_tokens, "BN": self.rows, "BU": self.pieces}
+        return {**sizes, "EVEN": all(n % self.rows == 0 for n in num_rows), "num_warps": self.num_warps}
+
+
+def few_tiles(tiles: Tiles, planes: Planes, num_rows: int, num_columns: int) -> FewTiles:
+    """So many rows that half of the programs which the device holds are there, up to what fits registers."""
+    num_pieces = cdiv(num_columns, piece_elements(planes))
+    most = min(tiles.few_pieces, next_power(num_pieces))
+    sizes = [size for size in (most, most // 2, most // 4) if size >= min(32, most)]
+    waste = {size: cdiv(num_pieces, size) * size / num_pieces - 1 for size in sizes}
+    pieces = next((size for size in sizes if waste[size] <= MAX_WASTE), min(sizes, key=lambda size: waste[size]))
+    rows = power_below(clamp(num_rows // max(1, tiles.programs // 2), 1, tiles.few_rows))
+    return FewTiles(rows, pieces, clamp(pieces // 32, 1, 8))
+
+
+def piece_elements(planes: Planes) -> int:
+    """Elements of what one thread takes at a time, see `kernels.dot_few`."""
+    if planes.constants["SCALE"] >= 3:
+        return 16 // int(planes.pointers[0].dtype.itemsize)
+    return 16 if planes.constants["LO_BITS"] == 8 else 32
+
+
+def few_pointers(planes: Planes) -> tuple[torch.Tensor, ...]:
+    """As `kernels.dot_few` reads them: codes of 8 bits four to a word, bf16 two to a word."""
+    lo, *others = planes.pointers
+    is_words = lo.dtype == torch.int8 or (lo.dtype == torch.bfloat16 and lo.shape[1] % 2 == 0)
+    return (lo.view(torch.int32) if is_words else lo, *others)
 
 
 def few_calls(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
-    """The product of x [T, K] with a weight in planes, into y [T, N]."""
-    tiles = site.settings.tiles
+    """The product of x [T, K] with a weight in planes or dense, into y [T, N]."""
     (num_tokens, num_columns), num_rows = x.shape, y.shape[1]
-    units = cdiv(num_columns, 32)
-    rows = min(tiles.few_rows, max(tiles.min_dot, next_power(num_rows)))
-    per_step = min(tiles.few_units, next_power(units))
-    num_programs = cdiv(num_rows, rows) * num_tokens
-    splits = power_below(clamp(tiles.programs // num_programs, 1, min(tiles.max_splits, cdiv(units, per_step))))
-    out = y if splits == 1 else site.scratch((splits, num_tokens, num_rows))
-    arguments = (x, *planes.pointers, y if bias is None else bias, out, num_tokens, num_rows, num_columns)
-    constants = {**planes.constants, "HAS_BIAS": bias is not None and splits == 1, "SPLITS": splits}
-    grid = (cdiv(num_rows, rows), splits, num_tokens)
-    kernel = launch(linear_few.linear_few, grid, *arguments, **constants, BN=rows, BU=per_step)
-    return [kernel, *sum_calls(site, out, bias, y, splits)]
+    tiles = few_tiles(site.settings.tiles, planes, num_rows, num_columns)
+    arguments = (x, *few_pointers(planes), y if bias is None else bias, y, num_rows)
+    constants = {**planes.constants, "HAS_BIAS": bias is not None, **tiles.constants(num_columns, num_tokens, num_rows)}
+    return [launch(linear_few.linear_few, (cdiv(num_rows, tiles.rows),), *arguments, **constants)]
 
 
 def sum_calls(site: Site, partial: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, splits: int) -> list[Call]:

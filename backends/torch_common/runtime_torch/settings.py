@@ -20,6 +20,8 @@ class Tiles:
 
     few_rows: int = 8
     few_units: int = 64
+    few_pieces: int = 128
+    """Pieces of 16 bytes, of a row of the weight in a product of few rows: one to a thread."""
     many_tokens: int = 64
     many_rows: int = 64
     many_units: int = 4
@@ -41,6 +43,7 @@ class Tiles:
 INTERPRETED = Tiles(
     few_rows=1024,
     few_units=32,
+    few_pieces=256,
     many_tokens=256,
     many_rows=512,
     many_units=8,
