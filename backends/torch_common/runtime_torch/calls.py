@@ -166,10 +166,14 @@ def planes_of(site: Site, port: str = "weight") -> Planes:
         dense = buffer.view(DTYPES[fmt], (prod(shape[:-1]), shape[-1]))
         constants = {"LO_BITS": 8, "HI_BITS": 0, "OFFSET": 0, "GROUPS": 1, "SCALE": 3}
         return Planes((dense, *([site.fault] * 5), table), {**constants, "MINIMUM": False, "CODEBOOK": False}, fmt, 32)
-    layout = LAYOUTS[fmt]
-    planes = buffer.planes
-    if planes is None:
+    if buffer.planes is None:
         raise InvalidArgument(f"node {site.node.name}: {fmt} at '{port}' was not loaded as a weight")
+    return block_planes(fmt, buffer.planes, table)
+
+
+def block_planes(fmt: str, planes: Mapping[str, torch.Tensor], table: torch.Tensor) -> Planes:
+    """A weight in blocks; `table` is the codebook, or anything where the format has none."""
+    layout = LAYOUTS[fmt]
     pointers = tuple(planes.get(name, planes["lo"]) for name in ("lo", "hi", "scale", "super", "low", "low_super"))
     constants = {
         "LO_BITS": layout.lo_bits,

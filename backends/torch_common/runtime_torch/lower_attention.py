@@ -12,7 +12,7 @@ from runtime_torch.kernels import attention as attention_kernels
 from runtime_torch.kernels import cache, rope
 from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F16, F16_EMULATED, F32
 from runtime_torch.memory import DTYPES
-from runtime_torch.products import linear_calls
+from runtime_torch.products import products_calls
 from runtime_torch.settings import next_power, num_warps, power_below
 
 MIN_SEQS = 16
@@ -67,7 +67,7 @@ def _cache(site: Site) -> tuple[torch.Tensor, list[Call]]:
 
 
 def lower_qkv_rope_write(site: Site) -> list[Call]:
-    """Three products, and one kernel for everything after them."""
+    """Three products, in one launch where rows are few, and one kernel for everything after them."""
     x, inv_freq, head_dim = site.tensor("x"), site.tensor("inv_freq"), site.attr("head_dim")
     kv, calls = _cache(site)
     num_rows, num_kv_heads = x.shape[0], kv.shape[3]
@@ -75,8 +75,7 @@ def lower_qkv_rope_write(site: Site) -> list[Call]:
     parts = {}
     for part, heads in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads)):
         parts[part] = site.scratch((num_rows, heads * head_dim))
-        bias = site.tensor(f"{part}_bias") if site.has(f"{part}_bias") else None
-        calls += linear_calls(site, f"{part}_weight", x, bias, parts[part])
+    calls += products_calls(site, x, parts)
     items = num_rows * max(num_heads, num_kv_heads)
     per_program = _heads_per_program(site, head_dim, items)
     eps = site.node.attrs.get("eps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from runtime_torch.kernels import embed as embed_kernels
 from runtime_torch.kernels import linear as kernels
 from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F32
 from runtime_torch.planes import LAYOUTS
-from runtime_torch.products_few import FEW_TOKENS, few_calls, sum_calls
+from runtime_torch.products_few import FEW_TOKENS, Product, few_calls, sum_calls, together_calls
 from runtime_torch.settings import Settings, next_power, num_warps, power_below
 
 HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
@@ -31,6 +32,15 @@ def linear_calls(site: Site, port: str, x: torch.Tensor, bias: torch.Tensor | No
     if fmt in LAYOUTS or fmt.startswith("f8"):
         return _blocks(site, planes_of(site, port), x, bias, y)
     return dense_calls(site, site.tensor(port), x, bias, y)
+
+
+def products_calls(site: Site, x: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> list[Call]:
+    """The products of x [T, K] with the weights `PART_weight`, plus `PART_bias` where there is one, into `parts`."""
+    biases = {part: site.tensor(f"{part}_bias") if site.has(f"{part}_bias") else None for part in parts}
+    if x.shape[0] <= FEW_TOKENS:
+        few = [Product(planes_of(site, f"{part}_weight"), biases[part], y) for part, y in parts.items()]
+        return together_calls(site, x, few)
+    return [call for part, y in parts.items() for call in linear_calls(site, f"{part}_weight", x, biases[part], y)]
 
 
 def operand_mode(settings: Settings, fmt: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from runtime_torch.settings import Tiles, next_power, power_below
 
 FEW_TOKENS = 2
 """Up to here the rows of x stay in registers, beside the codes that both of them meet."""
+ALPHA, LIMIT = 1.702, 7.0
+"""Of swiglu_oai within a feed-forward network."""
 MAX_WASTE = 1 / 8
 """Of the steps along a row: longer ones are better, but for what they take beyond its end."""
 
@@ -59,13 +62,71 @@ def few_pointers(planes: Planes) -> tuple[torch.Tensor, ...]:
     return (lo.view(torch.int32) if is_words else lo, *others)
 
 
+@dataclass(frozen=True)
+class Product:
+    """A weight [N, K] that x meets, what is added, and where y [T, N] goes."""
+
+    planes: Planes
+    bias: torch.Tensor | None
+    y: torch.Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return int(self.y.shape[1])
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """What has to be alike in products of one launch."""
+        return self.planes.fmt, self.bias is not None
+
+    @property
+    def added(self) -> torch.Tensor:
+        """The bias, or what a kernel is given in its place and does not read."""
+        return self.y if self.bias is None else self.bias
+
+
 def few_calls(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
     """The product of x [T, K] with a weight in planes or dense, into y [T, N]."""
-    (num_tokens, num_columns), num_rows = x.shape, y.shape[1]
-    tiles = few_tiles(site.settings.tiles, planes, num_rows, num_columns)
-    arguments = (x, *few_pointers(planes), y if bias is None else bias, y, num_rows)
-    constants = {**planes.constants, "HAS_BIAS": bias is not None, **tiles.constants(num_columns, num_tokens, num_rows)}
-    return [launch(linear_few.linear_few, (cdiv(num_rows, tiles.rows),), *arguments, **constants)]
+    return together_calls(site, x, [Product(planes, bias, y)])
+
+
+def together_calls(site: Site, x: torch.Tensor, products: Sequence[Product]) -> list[Call]:
+    """Up to three products of x [T, K], those of one kind in one launch."""
+    if not x.shape[0]:
+        return []
+    kinds = dict.fromkeys(product.kind for product in products)
+    return [_launch(site, x, [product for product in products if product.kind == kind]) for kind in kinds]
+
+
+def _launch(site: Site, x: torch.Tensor, alike: Sequence[Product]) -> Call:
+    first, rows = alike[0], [product.num_rows for product in alike]
+    tiles = few_tiles(site.settings.tiles, first.planes, sum(rows), x.shape[1])
+    constants = {**first.planes.constants, **tiles.constants(x.shape[1], x.shape[0], *rows)}
+    constants |= {"HAS_BIAS": first.bias is not None}
+    grid = (sum(cdiv(n, tiles.rows) for n in rows),)
+    if len(alike) == 1:
+        arguments = (*few_pointers(first.planes), first.added, first.y, first.num_rows)
+        return launch(linear_few.linear_few, grid, x, *arguments, **constants)
+    three = [*alike, alike[-1]][:3]
+    *_, table = first.planes.pointers
+    pointers = [pointer for product in three for pointer in few_pointers(product.planes)[:-1]]
+    targets = (*(product.added for product in three), *(product.y for product in three))
+    return launch(linear_few.linear_few_of_three, grid, x, *pointers, table, *targets, *[*rows, 0][:3], **constants)
+
+
+def gate_up_calls(site: Site, x: torch.Tensor, gate: Product, up: Product, kind: int) -> list[Call]:
+    """gate.y = kind(gate) * up, for products of one kind; `kind` as kernels number them."""
+    if not x.shape[0]:
+        return []
+    rows = gate.num_rows
+    tiles = few_tiles(site.settings.tiles, gate.planes, rows, x.shape[1])
+    constants = {**gate.planes.constants, **tiles.constants(x.shape[1], x.shape[0], rows)}
+    constants |= {"HAS_BIAS": gate.bias is not None, "KIND": kind}
+    *gate_pointers, table = few_pointers(gate.planes)
+    *up_pointers, _ = few_pointers(up.planes)
+    arguments = (x, *gate_pointers, *up_pointers, table, gate.added, up.added, gate.y, rows, ALPHA, LIMIT)
+    return [launch(linear_few.gate_up_few, (cdiv(rows, tiles.rows),), *arguments, **constants)]
 
 
 def sum_calls(site: Site, partial: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, splits: int) -> list[Call]:

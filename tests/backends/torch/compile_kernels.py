@@ -64,8 +64,9 @@ def signature(kernel: Any, constants: dict[str, Any], changed: dict[str, str]) -
         is_scalar_scale = name == "scale" and "LO_BITS" not in kernel.arg_names
         default = "fp32" if name in FLOATS and (name != "scale" or is_scalar_scale) else "i32"
         types[name] = "constexpr" if name in constants else changed.get(name, default)
-        if types[name] == "i32" and name in POINTERS and not is_scalar_scale:
-            types[name] = POINTERS[name]
+        pointer = name.removesuffix("_1").removesuffix("_2")
+        if types[name] == "i32" and pointer in POINTERS and not is_scalar_scale:
+            types[name] = POINTERS[pointer]
     return types
 
 
@@ -75,7 +76,11 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
     made: list[tuple[Any, dict[str, Any], dict[str, str]]] = []
     for fmt in FORMATS:
         lo = {"lo": "*i32" if fmt["LO_BITS"] < 8 else "*bf16" if fmt == DENSE else "*i8"}
-        made.append((linear_few.linear_few, {**fmt, "HAS_BIAS": True, "SPLITS": 1, "BN": 8, "BU": 16}, lo))
+        few = {**fmt, "HAS_BIAS": True, "K": 2048, "TOKENS": 2, "EVEN": False, "BN": 4, "BU": 32}
+        words = dict.fromkeys(("lo", "lo_1", "lo_2"), "*i32")
+        made.append((linear_few.linear_few, few, words))
+        made.append((linear_few.linear_few_of_three, few | {"TOKENS": 1, "EVEN": True}, words))
+        made.append((linear_few.gate_up_few, few | {"KIND": 4}, words))
         many = {**fmt, "HAS_BIAS": True, "SPLITS": 2, "MODE": 1, "BM": 64, "BN": 64, "BU": 8}
         made.append((linear.linear_many, many, bf16 | lo))
         made.append((moe.moe_few, {**fmt, "HAS_BIAS": True, "BN": 8, "BU": 16}, lo))
@@ -83,6 +88,8 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
         made.append((moe.moe_many, grouped, bf16 | lo))
         made.append((embed.embed_blocks, {**fmt, "SCALED": True, "BT": 1, "BU": 32}, lo))
     fp8 = {"x": "*bf16", "lo": "*fp8e4nv"}
+    few = {**DENSE, "HAS_BIAS": False, "K": 1000, "TOKENS": 1, "EVEN": True, "BN": 8, "BU": 64}
+    made += [(linear_few.linear_few, few, {"lo": lo}) for lo in ("*fp32", "*fp16", "*bf16", "*fp8e4nv")]
     made += [
         (linear.linear_many, {**DENSE, "HAS_BIAS": False, "SPLITS": 1, "MODE": 1, "BM": 64, "BN": 64, "BU": 4}, fp8),
         (linear.sum_splits, {"SPLITS": 4, "HAS_BIAS": True, "BLOCK": 1024}, {}),

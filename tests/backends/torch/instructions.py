@@ -64,11 +64,29 @@ def _loop(text: str) -> str:
     return min(found, key=len)
 
 
-def describe(name: str, made: Assembly, weights_per_thread: float) -> str:
-    """One line: in the loop, with all that comes before and after it, and what the chip holds."""
-    inside, all_of_it = (sum(c.values()) / weights_per_thread for c in (made.loop, made.everything))
-    most = " ".join(f"{n}={c}" for n, c in made.loop.most_common(9))
+def describe(name: str, made: Assembly, weights: float, num_steps: int) -> str:
+    """One line; `weights` are those of a thread in one of `num_steps` steps."""
     return (
-        f"{name:14} {inside:5.2f} a weight in the loop, {all_of_it:5.2f} in all; registers {made.registers}, "
-        f"spilled {made.spilled_bytes}, shared {made.shared_bytes}; {most}"
+        f"{name:28} {per_weight(made, weights):5.2f} a weight in the loop, {overall(made, weights, num_steps):5.2f} with "
+        f"what is around it; registers {made.registers}, spilled {made.spilled_bytes}, shared {made.shared_bytes}; "
+        + " ".join(f"{n}={c}" for n, c in made.loop.most_common(9))
     )
+
+
+def _steps(made: Assembly, weights: float) -> int:
+    """How often the compiler has unrolled the loop: every weight is one product, or two for two rows of x."""
+    return max(1, int(made.loop["FFMA"] // weights)) if made.loop["FFMA"] < 2 * weights or weights < 64 else 1
+
+
+def per_weight(made: Assembly, weights: float) -> float:
+    """Instructions of the loop per weight."""
+    return sum(made.loop.values()) / (weights * _steps(made, weights))
+
+
+def overall(made: Assembly, weights: float, num_steps: int) -> float:
+    """Instructions per weight of a program that takes `num_steps` steps."""
+    inside, everything = sum(made.loop.values()), sum(made.everything.values())
+    if inside == everything:
+        return everything / (weights * num_steps)
+    rounds = num_steps / _steps(made, weights)
+    return (everything - inside + inside * rounds) / (weights * num_steps)

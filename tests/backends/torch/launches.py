@@ -58,7 +58,22 @@ class Launch:
     @property
     def name(self) -> str:
         """Kernel and what selects its tiles."""
-        shown = ("SCALE", "LO_BITS", "HI_BITS", "MODE", "HEAD_DIM", "GROUP", "SPLITS", "BM", "BN", "BU", "BK", "BQ")
+        shown = (
+            "SCALE",
+            "LO_BITS",
+            "HI_BITS",
+            "K",
+            "TOKENS",
+            "MODE",
+            "HEAD_DIM",
+            "GROUP",
+            "SPLITS",
+            "BM",
+            "BN",
+            "BU",
+            "BK",
+            "BQ",
+        )
         known = dict(self.constants)
         parts = [f"{n}={known[n]}" for n in shown if n in known]
         return " ".join([self.kernel.__name__, *parts, *(f"{n}={v}" for n, v in self.options)])

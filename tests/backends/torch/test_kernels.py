@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -90,6 +91,102 @@ def test_element_13_is_field_3_of_word_1_and_its_high_bits_lie_as_those_of_word_
     planes = _pack_codes(LAYOUTS[fmt], codes)
     assert planes["lo"].reshape(-1).tolist() == [0, 7 << 12, 0, 0]
     assert planes["hi"].reshape(-1).tolist() == hi
+
+
+FEW = replace(SMALL, few_rows=4, few_pieces=8, programs=4)
+
+
+def weights(fmt: str, num_rows: int, num_columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random ones as stored, and what they are worth, by the gguf package, the core or torch."""
+    import torch
+
+    if fmt not in LAYOUTS:
+        dense = torch.randn((num_rows, num_columns), generator=torch.Generator().manual_seed(1))
+        kept = dense.to({"f8_e4m3": torch.float8_e4m3fn, "bf16": torch.bfloat16, "f16": torch.float16}.get(fmt))
+        return kept.view(torch.uint8).numpy(), kept.double().numpy()
+    raw = random_blocks(fmt, num_rows, num_columns)
+    if LAYOUTS[fmt].scale == "float8":
+        return raw, FORMATS[fmt].decode(raw, (num_rows, num_columns)).astype(np.float64)
+    kind = gguf.GGMLQuantizationType[fmt.upper()]
+    return raw, gguf.quants.dequantize(raw.reshape(num_rows, -1), kind).astype(np.float64)
+
+
+def run_few(device: Any, op: str, x: np.ndarray, stored: dict[str, tuple[str, np.ndarray]], **attrs: Any) -> np.ndarray:
+    """The one output of a node over x and weights (format, bytes)."""
+    from runtime.backend import TensorSpec
+    from runtime.graph import GraphBuilder, make_region
+
+    builder = GraphBuilder("few", {})
+    ports, loaded = {"x": builder.input("x", "f32", x.shape)}, {}
+    for port, (fmt, raw) in stored.items():
+        num_rows = len(raw)
+        num_elements = raw.size // FORMATS[fmt].block_bytes * FORMATS[fmt].group_size
+        spec = TensorSpec(FORMATS[fmt], (num_rows, num_elements // num_rows))
+        ports[port] = builder.weight(port, spec)
+        loaded[port] = device.load_weight(spec, memoryview(np.ascontiguousarray(raw)).cast("B"), {})
+    y = builder.op(op, attrs=attrs, **ports)
+    builder.output("y", y)
+    executable = device.compile(make_region("few", list(builder.build().nodes), {}, [y]), loaded, {})
+    bound = {"x": device.allocate(ports["x"].spec), y.name: device.allocate(y.spec)}
+    device.upload(bound["x"], memoryview(x).cast("B"), ports["x"].spec).wait()
+    executable.submit(bound, {}).wait()
+    made = np.empty(y.spec.shape, np.float32)
+    device.download(bound[y.name], memoryview(made).cast("B"), y.spec).wait()
+    executable.close()
+    return made
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Any:
+    """Four rows and eight pieces at a time: several steps along a row, and rows that do not fill a program."""
+    import runtime_torch_cpu
+
+    settings = replace(runtime_torch_cpu.SETTINGS, tiles=FEW)
+    opened = runtime_torch_cpu.TorchCpuBackend(settings).runtime_open(runtime_torch_cpu.INFO, DeviceConfig())
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("fmt", [*LAYOUTS, "f32", "f16", "bf16", "f8_e4m3"])
+def test_one_row_and_two_meet_weights_of_every_format_as_exactly_as_float32_adds(narrow: Any, fmt: str):
+    raw, exact = weights(fmt, 6, 768)
+    x = np.random.default_rng(4).standard_normal((2, 768)).astype(np.float32)
+    stored = {"weight": (fmt, raw.reshape(6, -1))}
+    both, first = run_few(narrow, "linear", x, stored), run_few(narrow, "linear", x[:1], stored)
+    np.testing.assert_array_equal(both[0], first[0])
+    size = np.abs(x.astype(np.float64)) @ np.abs(exact).T
+    assert (np.abs(both - x.astype(np.float64) @ exact.T) / size).max() < 2e-7
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2])
+def test_products_that_share_a_launch_have_the_bits_of_those_that_do_not(narrow: Any, num_tokens: int):
+    import torch
+
+    from runtime_torch.calls import block_planes
+    from runtime_torch.kernels import elementwise
+    from runtime_torch.products_few import ALPHA, LIMIT, Product, few_calls, gate_up_calls, together_calls
+    from runtime_torch.repack import repack
+
+    x = torch.randn((num_tokens, 768), generator=torch.Generator().manual_seed(2))
+    site: Any = SimpleNamespace(settings=narrow.settings)
+    products = []
+    for seed, num_rows in enumerate((10, 6, 6)):
+        raw = torch.from_numpy(random_blocks("q6_k", num_rows + seed, 768)[3 * seed :])
+        planes = block_planes("q6_k", repack("q6_k", raw, num_rows, 768), x)
+        products.append(Product(planes, torch.randn(num_rows), torch.zeros((num_tokens, num_rows))))
+    calls = together_calls(site, x, products)
+    assert len(calls) == 1
+    calls[0]()
+    alone = [torch.zeros_like(product.y) for product in products]
+    for product, y in zip(products, alone):
+        few_calls(site, product.planes, x, product.bias, y)[0]()
+        assert torch.equal(product.y, y)
+        assert y.all()
+    _, gate, up = products
+    expected = torch.zeros_like(gate.y)
+    elementwise.glu[(1,)](alone[1], alone[2], expected, expected.numel(), ALPHA, LIMIT, KIND=4, BLOCK=16)
+    gate_up_calls(site, x, gate, up, 4)[0]()
+    assert torch.equal(gate.y, expected)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is numpy, which warns of infinities in the data

@@ -35,19 +35,25 @@ def activation(x, y, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def glu(gate, up, y, size, alpha, limit, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """y = kind(gate) * up, elementwise over `size` float32 elements."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    g = tl.load(gate + at, mask=at < size, other=0.0)
-    u = tl.load(up + at, mask=at < size, other=0.0)
+def gated(g, u, alpha, limit, KIND: tl.constexpr):
+    """kind(g) * u."""
     if KIND == 4:
-        # NaN in `gate` stays: a comparison with it is false
+        # NaN in `g` stays: a comparison with it is false
         g = tl.where(g > limit, limit, g)
         u = tl.where(u > limit, limit, tl.where(u < -limit, -limit, u))
         v = g * sigmoid(alpha * g) * (u + 1.0)
     else:
         v = _nonlinear(g, KIND) * u
-    tl.store(y + at, v, mask=at < size)
+    return v
+
+
+@triton.jit
+def glu(gate, up, y, size, alpha, limit, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """y = kind(gate) * up, elementwise over `size` float32 elements."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.load(gate + at, mask=at < size, other=0.0)
+    u = tl.load(up + at, mask=at < size, other=0.0)
+    tl.store(y + at, gated(g, u, alpha, limit, KIND), mask=at < size)
 
 
 @triton.jit(do_not_specialize=["fill", "inner_at", "inner"])
