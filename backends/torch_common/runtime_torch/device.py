@@ -14,6 +14,7 @@ from runtime_torch.accelerator import Accelerator, TorchEvent
 from runtime_torch.calls import Shared, Workspace
 from runtime_torch.errors import translated
 from runtime_torch.executable import RegionExecutable
+from runtime_torch.factors import row_factors
 from runtime_torch.manifest import make_manifest
 from runtime_torch.memory import Allocator, TorchBuffer, own
 from runtime_torch.planes import LAYOUTS
@@ -86,6 +87,7 @@ class TorchDevice:
                 num_rows *= size
             with translated(f"repacking {what}"), self._accelerator.use():
                 planes = repack(spec.format.name, buffer.raw, num_rows, shape[-1])
+                planes |= row_factors(spec.format.name, planes)
         except BaseException:
             buffer.close()
             raise

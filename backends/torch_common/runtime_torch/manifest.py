@@ -11,7 +11,7 @@ MAX_ROW = 1 << 16
 """Elements of a row that one program holds: norms, and a row of keys or values."""
 DENSE = ("f32", "f16", "bf16")
 FP8 = ("f8_e4m3", "f8_e5m2")
-"""Weights without scales of their own, read as they are where the chip converts them; exact in bf16."""
+"""Weights without scales of their own, read as they are where the chip converts them; exact in f16."""
 KV_FORMATS = ("f16", "bf16", "f32")
 KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "quick_gelu")
 GLU_KINDS = ("silu", "gelu", "gelu_tanh", "swiglu_oai")
@@ -41,15 +41,16 @@ def _optional(rule: Rule, *ports: str) -> list[Rule]:
 def product_numerics(settings: Settings, fmt: str, *, is_grouped: bool = False) -> Numerics:
     """What a product with weights in `fmt` computes with.
 
-    On tensor cores activations are rounded to bf16; those that meet f16 weights to f16, under a scale of their row.
-    Few rows are computed in float32: better than declared.
+    On tensor cores activations are rounded to bf16 where they meet bf16, else to f16, under a scale of their row where
+    it needs one. Few rows are computed in float32: better than declared.
     """
     if settings.precision == "f32" or fmt == "f32" or (fmt == "f16" and is_grouped):
         return F32
+    if is_grouped:
+        return Numerics(activation="bf16", order="fixed")
     if fmt in ("f16", "bf16"):
-        output = "f32" if settings.wide_output or is_grouped else fmt
-        return Numerics(activation=fmt, output=output, order="fixed")
-    return Numerics(activation="bf16", order="fixed")
+        return Numerics(activation=fmt, output="f32" if settings.wide_output else fmt, order="fixed")
+    return Numerics(activation="f16", order="fixed")
 
 
 def cache_numerics(settings: Settings, fmt: str) -> Numerics:

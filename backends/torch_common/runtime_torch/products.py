@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from runtime_torch.calls import Call, Planes, Site, cdiv, clamp, launch, planes_of
+from runtime_torch.calls import Call, Site, cdiv, clamp, launch, planes_of
 from runtime_torch.kernels import embed as embed_kernels
-from runtime_torch.kernels import linear as kernels
-from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F32
+from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F16, F32
+from runtime_torch.operands import Operands, as_operands
 from runtime_torch.planes import LAYOUTS
-from runtime_torch.products_few import FEW_TOKENS, Product, few_calls, sum_calls, together_calls
-from runtime_torch.settings import Settings, next_power, num_warps, power_below
+from runtime_torch.products_few import FEW_TOKENS, Product, few_calls, together_calls
+from runtime_torch.products_many import finish_calls, half_product, many_calls
+from runtime_torch.settings import Settings, next_power
 
-HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
+HALVES = {torch.bfloat16: BF16, torch.float16: F16}
 
 
 def lower_linear(site: Site) -> list[Call]:
@@ -24,13 +25,16 @@ def lower_linear(site: Site) -> list[Call]:
     return linear_calls(site, "weight", site.tensor("x"), bias, site.output())
 
 
-def linear_calls(site: Site, port: str, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
-    """The product of x [T, K] with the weight at `port`, into y [T, N]."""
-    fmt = site.spec(port).format.name
+def linear_calls(
+    site: Site, port: str, x: torch.Tensor | Operands, bias: torch.Tensor | None, y: torch.Tensor
+) -> list[Call]:
+    """The product of x [T, K] with the weight at `port`, into y [T, N]. Products of one x share its `Operands`."""
+    fmt, x = site.spec(port).format.name, as_operands(site, x)
     if x.shape[0] <= FEW_TOKENS:
-        return few_calls(site, planes_of(site, port), x, bias, y)
+        plain, calls = x.plain()
+        return [*calls, *few_calls(site, planes_of(site, port), plain, bias, y)]
     if fmt in LAYOUTS or fmt.startswith("f8"):
-        return _blocks(site, planes_of(site, port), x, bias, y)
+        return many_calls(site, port, planes_of(site, port), x, bias, y)
     return dense_calls(site, site.tensor(port), x, bias, y)
 
 
@@ -40,7 +44,8 @@ def products_calls(site: Site, x: torch.Tensor, parts: Mapping[str, torch.Tensor
     if x.shape[0] <= FEW_TOKENS:
         few = [Product(planes_of(site, f"{part}_weight"), biases[part], y) for part, y in parts.items()]
         return together_calls(site, x, few)
-    return [call for part, y in parts.items() for call in linear_calls(site, f"{part}_weight", x, biases[part], y)]
+    shared = Operands(site, x)
+    return [call for part, y in parts.items() for call in linear_calls(site, f"{part}_weight", shared, biases[part], y)]
 
 
 def operand_mode(settings: Settings, fmt: str) -> int:
@@ -63,67 +68,24 @@ def as_operand(site: Site, x: torch.Tensor, mode: int) -> tuple[torch.Tensor, li
     return wide, [*calls, lambda: wide.copy_(rounded)]
 
 
-def _blocks(site: Site, planes: Planes, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> list[Call]:
-    tiles = site.settings.tiles
-    (num_tokens, num_columns), num_rows = x.shape, y.shape[1]
-    units = cdiv(num_columns, 32)
-    rows = min(tiles.many_rows, max(tiles.min_dot, next_power(num_rows)))
-    tokens = clamp(next_power(num_tokens), tiles.min_dot, tiles.many_tokens)
-    per_step = max(min(tiles.many_units, next_power(units)), tiles.min_dot // planes.width)
-    num_programs = cdiv(num_rows, rows) * cdiv(num_tokens, tokens)
-    splits = power_below(clamp(tiles.programs // num_programs, 1, min(tiles.max_splits, cdiv(units, per_step))))
-    out = y if splits == 1 else site.scratch((splits, num_tokens, num_rows))
-    mode = operand_mode(site.settings, planes.fmt)
-    x, calls = as_operand(site, x, mode)
-    arguments = (x, *planes.pointers, y if bias is None else bias, out, num_tokens, num_rows, num_columns)
-    constants = {**planes.constants, "HAS_BIAS": bias is not None and splits == 1, "SPLITS": splits, "MODE": mode}
-    grid = (cdiv(num_tokens, tokens), cdiv(num_rows, rows), splits)
-    sizes = {"BM": tokens, "BN": rows, "BU": per_step, "num_warps": num_warps(tokens * rows)}
-    calls.append(launch(kernels.linear_many, grid, *arguments, **constants, **sizes))
-    return [*calls, *sum_calls(site, out, bias, y, splits)]
-
-
 def dense_calls(
-    site: Site, weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+    site: Site, weight: torch.Tensor, x: torch.Tensor | Operands, bias: torch.Tensor | None, y: torch.Tensor
 ) -> list[Call]:
     """By torch: in float32, or in halves with float32 sums."""
-    calls: list[Call] = []
-    kept = next((name for name, dtype in HALVES.items() if dtype == weight.dtype), None)
-    if kept is None or site.settings.precision == "f32":
+    x, settings = as_operands(site, x), site.settings
+    if weight.dtype not in HALVES or settings.precision == "f32":
+        plain, calls = x.plain()
         # the stand-in on a processor widens a half weight at every use
-        calls.append(lambda: torch.mm(x, weight.float().t(), out=y))
-    elif kept == "bf16":
-        rounded = site.scratch(tuple(x.shape), weight.dtype)
-        calls += [lambda: rounded.copy_(x), *_half_product(site, rounded, weight, y)]
-    else:
-        calls += _f16_product(site, weight, x, y)
-    if bias is not None:
-        calls.append(lambda: y.add_(bias))
-    return calls
-
-
-def _half_product(site: Site, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> list[Call]:
-    if site.settings.wide_output:
-        return [lambda: torch.mm(x, weight.t(), out_dtype=torch.float32, out=y)]
-    narrow = site.scratch(tuple(y.shape), weight.dtype)
-    return [lambda: torch.mm(x, weight.t(), out=narrow), lambda: y.copy_(narrow)]
-
-
-def _f16_product(site: Site, weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> list[Call]:
-    """Rows are scaled by powers of two into the range of f16, whatever their size: rounding alone is left."""
-    scaled, halves = site.scratch(tuple(x.shape)), site.scratch(tuple(x.shape), torch.float16)
-    largest, mantissa = site.scratch((x.shape[0], 1)), site.scratch((x.shape[0], 1))
-    exponent = site.scratch((x.shape[0], 1), torch.int32)
-
-    def scale() -> None:
-        torch.amax(torch.abs(x, out=scaled), 1, keepdim=True, out=largest)
-        torch.frexp(largest, out=(mantissa, exponent))
-        # sums of K products stay below 65504 where the output is f16; elsewhere they are float32
-        exponent.sub_(0 if not site.settings.wide_output else 12).clamp_(-100, 100)
-        torch.ldexp(x, -exponent, out=scaled)
-        halves.copy_(scaled)
-
-    return [scale, *_half_product(site, halves, weight, y), lambda: torch.ldexp(y, exponent, out=y)]
+        return [
+            *calls,
+            lambda: torch.mm(plain, weight.float().t(), out=y),
+            *finish_calls(site, y, None, None, bias, y),
+        ]
+    # sums of f16 in f16 are those of rows below 1; in float32, of rows of any size that f16 holds
+    rounded, calls = x.rounded(HALVES[weight.dtype], step=1, top=15 if settings.wide_output else 0)
+    made = y if settings.wide_output else site.scratch(tuple(y.shape), weight.dtype)
+    product = half_product(site, rounded.rows, weight, made)
+    return [*calls, product, *finish_calls(site, made, rounded.exponents, None, bias, y)]
 
 
 def lower_embed(site: Site) -> list[Call]:
@@ -144,14 +106,18 @@ def lower_embed(site: Site) -> list[Call]:
 
 
 def has_wide_output(device: torch.device) -> bool:
-    """Whether torch multiplies halves into float32 on this device: found out by doing it."""
-    halves = torch.ones((16, 16), dtype=torch.bfloat16, device=device)
-    y = torch.empty((16, 16), dtype=torch.float32, device=device)
+    """Whether torch multiplies halves into some columns of a float32 matrix on this device: found out by doing it."""
+    y = torch.empty((16, 64), dtype=torch.float32, device=device)
     try:
-        torch.mm(halves, halves, out_dtype=torch.float32, out=y)
+        for dtype in HALVES:
+            halves = torch.ones((32, 16), dtype=dtype, device=device)
+            y.zero_()
+            torch.mm(halves[:16], halves.t(), out_dtype=torch.float32, out=y[:, 16:48])
+            if y.sum() != 16.0 * 16 * 32:
+                return False
     except (RuntimeError, TypeError):  # NotImplementedError is a RuntimeError: no such kernel in this build
         return False
-    return bool((y == 16.0).all())
+    return True
 
 
 def tables(device: torch.device) -> dict[str, Any]:

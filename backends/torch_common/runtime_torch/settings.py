@@ -25,6 +25,17 @@ class Tiles:
     many_tokens: int = 64
     many_rows: int = 64
     many_units: int = 4
+    product_tokens: int = 64
+    """Of a tile of a product with a weight in blocks; by rows of the weight, twice as many where tokens are many."""
+    product_rows: int = 64
+    product_units: int = 16
+    product_tile: int = 1 << 14
+    """Elements of x that a step of such a product holds, while as many are on their way."""
+    whole_tokens: int = 256
+    """From more rows of x on, weights in blocks are decoded into memory for products, see `products_many`."""
+    piece_bytes: int = 32 << 20
+    """Of a weight so decoded at a time: it is read again from the cache of the device."""
+    decode_units: int = 512
     min_dot: int = 16
     """Smallest side of a product on tensor cores."""
     attention_rows: int = 64
@@ -47,6 +58,10 @@ INTERPRETED = Tiles(
     many_tokens=256,
     many_rows=512,
     many_units=8,
+    product_tokens=256,
+    product_rows=256,
+    product_tile=1 << 16,
+    decode_units=1 << 12,
     attention_rows=256,
     attention_keys=128,
     tile_bytes=1 << 30,

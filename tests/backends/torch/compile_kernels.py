@@ -19,7 +19,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from runtime_torch.facts import Chip, Facts
-from runtime_torch.kernels import attention, cache, checks, elementwise, embed, linear, linear_few, moe, norm, rope
+from runtime_torch.kernels import (
+    attention,
+    cache,
+    checks,
+    elementwise,
+    embed,
+    linear,
+    linear_few,
+    moe,
+    norm,
+    rope,
+    rounding,
+)
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -40,6 +52,8 @@ POINTERS = {
     "target": "*fp16",
     "kv": "*bf16",
     "fault": "*i64",
+    "exponents": "*i32",
+    **dict.fromkeys(("up", "factors"), "*fp32"),
 }
 FLOATS = ("eps", "weight_offset", "factor", "factor_rest", "scale", "softcap", "alpha", "limit")
 Q5_K = {"LO_BITS": 4, "HI_BITS": 1, "OFFSET": 0, "GROUPS": 1, "SCALE": 1, "MINIMUM": True, "CODEBOOK": False}
@@ -72,7 +86,7 @@ def signature(kernel: Any, constants: dict[str, Any], changed: dict[str, str]) -
 
 def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
     """Every kernel with the constants and types of real use."""
-    bf16 = {"x": "*bf16"}
+    bf16, f16 = {"x": "*bf16"}, {"x": "*fp16", "made": "*fp16"}
     made: list[tuple[Any, dict[str, Any], dict[str, str]]] = []
     for fmt in FORMATS:
         lo = {"lo": "*i32" if fmt["LO_BITS"] < 8 else "*bf16" if fmt == DENSE else "*i8"}
@@ -81,25 +95,28 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
         made.append((linear_few.linear_few, few, words))
         made.append((linear_few.linear_few_of_three, few | {"TOKENS": 1, "EVEN": True}, words))
         made.append((linear_few.gate_up_few, few | {"KIND": 4}, words))
-        many = {
-            **fmt,
-            "HAS_BIAS": True,
-            "SPLITS": 2,
-            "MODE": 1,
-            "BM": 64,
-            "BN": 64,
-            "BU": 8 if fmt["LO_BITS"] == 2 else 4,
-        }
-        made.append((linear.linear_many, many, bf16 | lo))
+        width = {"W": min(32, fmt["LO_BITS"] if fmt["LO_BITS"] < 8 else 32), "HAS_FACTOR": True, "MODE": 2}
+        many = {**fmt, **width, "HAS_BIAS": True, "SPLITS": 2, "BM": 64, "BN": 64}
+        many["BU"] = 8 if fmt["LO_BITS"] == 2 else 4
+        made.append((linear.linear_many, many, f16 | lo))
+        made.append((linear.decode_rows, {**fmt, **width, "BN": 4, "BU": 128}, f16 | lo))
         made.append((moe.moe_few, {**fmt, "HAS_BIAS": True, "BN": 8, "BU": 16}, lo))
         grouped = {**fmt, "HAS_BIAS": False, "MODE": 1, "EXPERTS": 128, "BM": 16, "BN": 64, "BU": many["BU"]}
         made.append((moe.moe_many, grouped, bf16 | lo))
         made.append((embed.embed_blocks, {**fmt, "SCALED": True, "BT": 1, "BU": 32}, lo))
-    fp8 = {"x": "*bf16", "lo": "*fp8e4nv"}
     few = {**DENSE, "HAS_BIAS": False, "K": 1000, "TOKENS": 1, "EVEN": True, "BN": 8, "BU": 64}
     made += [(linear_few.linear_few, few, {"lo": lo}) for lo in ("*fp32", "*fp16", "*bf16", "*fp8e4nv")]
+    fp8 = {**DENSE, "HAS_FACTOR": False, "HAS_BIAS": False, "SPLITS": 1, "MODE": 2, "W": 32, "BM": 64, "BN": 64}
+    finish = {"HAS_EXPONENT": True, "HAS_FACTOR": False, "HAS_BIAS": False, "IN_PLACE": True, "BT": 2, "BLOCK": 1024}
+    rows = {"KIND": -1, "W": 4, "MODE": 2, "TOP": 15, "WHOLE": True, "BR": 1, "BLOCK": 4096}
+    parts = rows | {"KIND": 0, "WHOLE": False}
     made += [
-        (linear.linear_many, {**DENSE, "HAS_BIAS": False, "SPLITS": 1, "MODE": 1, "BM": 64, "BN": 64, "BU": 4}, fp8),
+        (linear.linear_many, {**fp8, "BU": 4}, {"x": "*fp16", "lo": "*fp8e4nv"}),
+        (rounding.finish, finish, {"made": "*fp32"}),
+        (rounding.finish, finish | {"HAS_FACTOR": True, "HAS_BIAS": True, "IN_PLACE": False}, {"made": "*fp16"}),
+        (rounding.round_rows, rows, {"y": "*fp16"}),
+        (rounding.round_rows, parts, {"y": "*fp16"}),
+        (rounding.round_rows, parts | {"W": 32, "MODE": 1}, {"y": "*bf16"}),
         (linear.sum_splits, {"SPLITS": 4, "HAS_BIAS": True, "BLOCK": 1024}, {}),
         (norm.rms_norm, {"HAS_RESIDUAL": True, "BR": 1, "BLOCK": 4096}, {}),
         (norm.layer_norm, {"HAS_BIAS": True, "BR": 1, "BLOCK": 4096}, {}),

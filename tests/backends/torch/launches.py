@@ -20,8 +20,10 @@ from runtime_torch import (
     lower_ffn,
     lower_moe,
     lower_rows,
+    operands,
     products,
     products_few,
+    products_many,
 )
 from runtime_torch.calls import Shared, Site, Workspace
 from runtime_torch.lowering import LOWER
@@ -106,7 +108,18 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
 @contextmanager
 def recorded(into: dict[Launch, None]) -> Iterator[None]:
     """Launches that are bound inside are put down instead of bound."""
-    modules = (products, products_few, lower_attention, lower_ffn, lower_rows, lower_moe, buckets, checking)
+    modules = (
+        operands,
+        products_many,
+        products,
+        products_few,
+        lower_attention,
+        lower_ffn,
+        lower_rows,
+        lower_moe,
+        buckets,
+        checking,
+    )
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
         assert all(size <= 65535 for size in grid[1:]), f"{kernel.__name__} over {grid}"
