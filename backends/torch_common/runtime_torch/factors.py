@@ -15,7 +15,8 @@ LOWEST, HIGHEST = -5, 15
 def row_factors(fmt: str, planes: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """{"factors": float32 [rows]}: what rows of a weight in planes are multiplied by before f16; {} where all are 1.
 
-    What f16 cuts off a row, all below 2^-25, is then less than a 2^18th of a bound of its elements.
+    What f16 cuts off a row, all below 2^-25, is then less than a 2^18th of a bound of its elements. (An infinity of x
+    that meets such an element gives NaN, as it does with zero.)
     """
     bound = _bounds(LAYOUTS[fmt], planes).clamp_(max=torch.finfo(torch.float32).max)
     _, exponent = torch.frexp(bound)

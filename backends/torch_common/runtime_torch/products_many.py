@@ -12,7 +12,9 @@ from runtime_torch.products_few import sum_calls
 from runtime_torch.settings import next_power, power_below
 
 
-def many_calls(site: Site, port: str, planes: Planes, x: Operands, bias: torch.Tensor | None, y: torch.Tensor) -> list:
+def many_calls(
+    site: Site, port: str, planes: Planes, x: Operands, bias: torch.Tensor | None, y: torch.Tensor
+) -> list[Call]:
     """The product of x [T, K] with the weight in planes at `port`, into y [T, N]."""
     # An H200 issues 132 x 128 lanes at 1.8 GHz; take 70 % of that, 790 TFLOP/s, 5.5 TB/s of the L2 cache. Tiles decode
     # a weight for every 128 tokens: 6 instructions, 0.29 ps, beside 0.32 ps of tensor cores, which other programs of
