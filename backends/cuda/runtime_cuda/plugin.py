@@ -68,6 +68,8 @@ def _tiles(chip: Chip) -> Tiles:
     return Tiles(
         programs=max(64, 4 * chip.compute_units),
         many_tokens=128 if is_large else 64,
+        product_tokens=128 if is_large else 64,
+        product_tile=(1 << 15) if is_large else (1 << 13),
         attention_rows=128 if is_large else 64,
         tile_bytes=(1 << 15) if is_large else (1 << 14),
     )
