@@ -56,7 +56,7 @@ def _tiles(
     # codes of more than a field, and parts of a whole unit, take twice the registers
     most = tiles.product_units // (2 if planes.width == 32 or planes.constants["HI_BITS"] else 1)
     in_tile = tiles.product_tile // tokens // (64 if planes.width == 32 else 32)
-    per_step = min(most, next_power(units), max(1, in_tile))
+    per_step = max(1, min(most, next_power(units), in_tile))
     per_step = max(per_step, tiles.min_dot // planes.width)
     warps = 8 if rows >= 128 else 4
     num_programs = cdiv(num_rows, rows) * cdiv(num_tokens, tokens)

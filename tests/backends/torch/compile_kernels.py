@@ -150,7 +150,7 @@ SHARED_BYTES = {"sm80": 163 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "gfx942"
 """Of one block: CUDA C++ Programming Guide, table of technical specifications; AMD's CDNA 3 and RDNA 3 manuals (LDS)."""
 FORMATS_OF_MODELS = ("bf16", "q4_k", "q6_k", "f8_e4m3_g128")
 SHAPES = (
-    (launches.Shapes(), FORMATS_OF_MODELS, (1, 64, 4096)),
+    (launches.Shapes(), FORMATS_OF_MODELS, (1, 16, 64, 128, 4096)),
     (launches.Shapes(2048, 768, 32, 4, 128, 128, kv="bf16"), ("q4_k", "bf16"), (1, 64, 4096)),
     (launches.Shapes(3072, 8192, 32, 32, 96), ("q8_0",), (1, 4096)),
     (launches.Shapes(2560, 10240, 32, 32, 80), ("q8_0",), (1,)),
