@@ -29,7 +29,7 @@ class Tiles:
     """Of a tile of a product with a weight in blocks; by rows of the weight, twice as many where tokens are many."""
     product_rows: int = 64
     product_units: int = 16
-    product_tile: int = 1 << 13
+    product_tile: int = 1 << 14
     """Elements of x that a step of such a product holds, while as many are on their way."""
     whole_tokens: int = 256
     """From more rows of x on, weights in blocks are decoded into memory for products, see `products_many`."""
