@@ -152,7 +152,7 @@ def plan_model(
     block_size, kv_format = kv_layout(
         [m for name, m in manifests.items() if name != HOST] or list(manifests.values()), config.kv_format
     )
-    beside_weights, token_bytes = _tightest(model, config, manifests, free_bytes, block_size, kv_format)
+    device, beside_weights, token_bytes = _tightest(model, config, manifests, free_bytes, block_size, kv_format)
     context = fit_context(
         requested=config.max_model_len,
         model_limit=model.spec.max_model_len,
@@ -161,6 +161,7 @@ def plan_model(
         block_size=block_size,
         max_num_seqs=config.max_num_seqs,
         num_kv_blocks=config.num_kv_blocks,
+        device=device,
     )
     graph = step_graph(model.spec, config, context, kv_format)
     plan = plan_graph(graph, config, manifests, {"B": context.num_blocks})
@@ -175,23 +176,24 @@ def _tightest(
     free_bytes: Mapping[str, int],
     block_size: int,
     kv_format: str,
-) -> tuple[int | None, int]:
-    """Bytes beside the weights, and of one token's keys and values, on the device that holds the fewest tokens.
+) -> tuple[str, int | None, int]:
+    """The device that holds the fewest tokens: name, bytes beside the weights, and of one token's keys and values.
 
-    Without `place` the first device has it all. With it, a plan for one block tells what each device will have.
+    Without `place` the first device has it all, and needs no name. With it, a plan for one block tells what each
+    will have.
     """
     if config.place is None:
         free = free_bytes.get(next(iter(manifests)))
         token_bytes = kv_bytes_per_token(model.spec, FORMATS[kv_format])
-        return None if free is None else max(free - model.file.nbytes, 0), token_bytes
+        return "", None if free is None else max(free - model.file.nbytes, 0), token_bytes
     graph = step_graph(model.spec, config, ContextPlan(block_size, 1, block_size, ""), kv_format)
     memory = plan_graph(graph, config, manifests, {"B": 1}).memory
     shares = [
-        (max(free_bytes[name] - part.weights_bytes, 0), part.states_bytes // block_size)
+        (name, max(free_bytes[name] - part.weights_bytes, 0), part.states_bytes // block_size)
         for name, part in memory.items()
         if name in free_bytes and part.states_bytes
     ]
-    return min(shares, key=lambda share: share[0] / share[1], default=(None, 1))
+    return min(shares, key=lambda share: share[1] / share[2], default=("", None, 1))
 
 
 def step_graph(spec: ModelSpec, config: EngineConfig, context: ContextPlan, kv_format: str, **output: Any) -> Graph:
