@@ -14,6 +14,8 @@ from runtime import LLM, Completion, SamplingParams
 from runtime.errors import InvalidArgument
 from runtime.models.demo import demo_model_path
 
+pytestmark = pytest.mark.timeout(400)  # without native kernels the references take a minute for some of them
+
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
 

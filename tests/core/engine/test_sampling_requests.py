@@ -14,6 +14,8 @@ from runtime.engine.constraints import bad_word_ids, banned_next
 from runtime.errors import ExecutionFailed, InvalidArgument, NumericFault
 from runtime.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.timeout(400)  # without native kernels the references take a minute for some of them
+
 FREE = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 TEXT = "Once upon a time there was a runtime that ran on whatever hardware was present. It was small and it was quick."
 
