@@ -135,8 +135,7 @@ def _placed_elsewhere(place: str | None, target: Target) -> dict[str, Manifest]:
     from runtime.registry import discover
 
     discovery = discover()
-    names = named_devices(discovery, place, beside=target.manifest.backend)
-    return {name: discovery[name.partition(":")[0]].manifest() for name in names}
+    return named_devices(place, target.manifest.backend, lambda name: discovery[name.partition(":")[0]].manifest())
 
 
 def _read_manifest(path: str) -> Manifest:

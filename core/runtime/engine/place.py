@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from runtime.engine.sampling_graph import SamplingVariant, build_sampling_graph
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, PluginRejected
 from runtime.executor import Plan, check_rules
 from runtime.registry import Choice, Discovery, choose
 
+T = TypeVar("T")
 HOST = "host"
 EXAMPLE = '"layers[0:8]=cuda,layers[8:]=cpu"'
 
@@ -38,24 +40,22 @@ def device_name(choice: Choice) -> str:
 
 def placed_elsewhere(discovery: Discovery, choice: Choice, place: str | None) -> list[Choice]:
     """The devices that `place` names beside the chosen one and the host, each once; raises as `choose`."""
-    return [choose(discovery, name) for name in named_devices(discovery, place, beside=device_name(choice))]
+    return list(named_devices(place, device_name(choice), lambda name: choose(discovery, name)).values())
 
 
-def named_devices(discovery: Discovery, place: str | None, *, beside: str) -> list[str]:
-    """The devices in `place` other than `beside` and the host, each once.
+def named_devices(place: str | None, chosen: str, find: Callable[[str], T]) -> dict[str, T]:
+    """What `find` makes of the devices in `place`, without `chosen` and the host, each once.
 
-    Raises InvalidArgument where no backend of a name is installed, PluginRejected where it was set aside.
+    Errors of `find`, which say that there is no such device or that it cannot run here, are told with the rule.
     """
-    names: list[str] = []
+    found: dict[str, T] = {}
     for pattern, name in parse_place(place):
-        if name in (HOST, beside, *names):
-            continue
-        try:
-            discovery[name.partition(":")[0]]
-        except InvalidArgument as error:
-            raise InvalidArgument(f"placement '{pattern}={name}': {error.message}", remedy=error.remedy) from None
-        names.append(name)
-    return names
+        if name not in (HOST, chosen, *found):
+            try:
+                found[name] = find(name)
+            except (InvalidArgument, PluginRejected) as error:
+                raise type(error)(f"placement '{pattern}={name}': {error.message}", remedy=error.remedy) from error
+    return found
 
 
 def check_place(rules: Sequence[tuple[str, str]], step: Plan, vocab_size: int) -> None:

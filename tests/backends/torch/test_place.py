@@ -103,9 +103,15 @@ def test_the_status_line_and_the_plan_name_both_devices_with_their_shares_and_me
             "layers[2:]=torch-cp",
             "placement 'layers[2:]=torch-cp': there is no backend 'torch-cp'; did you mean 'torch-cpu'?",
         ),
-        ("layers[2:]=cpu:7", "backend 'cpu' has no device 7\n       it has 0"),
-        ("layers[2:]=refusing", "backend 'refusing' cannot run here: the chip is asleep\n       wake it up, or use"),
-        ("layers[2:]=broken", "was rejected at stage import: No module named 'module_that_is_missing'"),
+        ("layers[2:]=cpu:7", "placement 'layers[2:]=cpu:7': backend 'cpu' has no device 7\n       it has 0"),
+        (
+            "layers[2:]=refusing",
+            "placement 'layers[2:]=refusing': backend 'refusing' cannot run here: the chip is asleep\n       wake it up, or use",
+        ),
+        (
+            "layers[2:]=broken",
+            "placement 'layers[2:]=broken': backend 'broken' (refusing 0) was rejected at stage import: No module named 'module_that_is_missing'",
+        ),
         ("layers[0:3]=torch-cpu,layers[2:]=cpu", "both take layers.2\n       slices must not overlap"),
         ("layers[0:8]=torch-cpu,layers[8:]=cpu", "reaches beyond the last part: there are layers.0 to layers.4"),
         ("layers[0:2]", "'layers[0:2]' is not of the form PATTERN=DEVICE\n       write e.g. \"layers[0:8]=cuda"),
