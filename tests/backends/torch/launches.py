@@ -13,7 +13,6 @@ import torch
 from runtime.dtypes import FORMATS, Span, TensorSpec
 from runtime.graph import GraphBuilder
 from runtime_torch import (
-    buckets,
     calls,
     checking,
     lower_attention,
@@ -22,6 +21,7 @@ from runtime_torch import (
     lower_rows,
     products,
     products_few,
+    staging,
 )
 from runtime_torch.calls import Shared, Site, Workspace
 from runtime_torch.lowering import LOWER
@@ -106,7 +106,7 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
 @contextmanager
 def recorded(into: dict[Launch, None]) -> Iterator[None]:
     """Launches that are bound inside are put down instead of bound."""
-    modules = (products, products_few, lower_attention, lower_ffn, lower_rows, lower_moe, buckets, checking)
+    modules = (products, products_few, lower_attention, lower_ffn, lower_rows, lower_moe, staging, checking)
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
         assert all(size <= 65535 for size in grid[1:]), f"{kernel.__name__} over {grid}"
@@ -157,7 +157,7 @@ class Recorder:
         y = build(builder)
         for i, value in enumerate(y if isinstance(y, tuple) else (y,)):
             builder.output(f"y{i}", value)
-        checker = checking.Checker(frozenset(builder.build().inputs.values()))
+        checker = checking.Checker(frozenset(builder.build().inputs.values()), self._shared)
         for node in builder.build().nodes:
             inputs = {port: self._buffer(value, dims) for port, value in node.inputs.items()}
             outputs = tuple(
@@ -165,7 +165,8 @@ class Recorder:
                 for v in node.outputs
             )
             site = Site(node, inputs, outputs, dims, self._shared)
-            checker.calls(site)
+            checker.add(site)
+            checker.calls()
             self._shared.workspace.reset()
             LOWER[node.op.key](site)
 

@@ -27,6 +27,7 @@ SMALL = Tiles(
     many_units=1,
     attention_rows=16,
     attention_keys=16,
+    least_part=16,
     elements=256,
     row_elements=1024,
     programs=64,
