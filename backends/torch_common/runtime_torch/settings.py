@@ -38,6 +38,12 @@ class Tiles:
     programs: int = 512
     """Programs that fill the device: few rows are split along K, and few queries along the keys, up to so many."""
     max_splits: int = 16
+    sampled: int = 2048
+    """Of a program that looks at rows of logits."""
+    candidates: int = 1 << 14
+    """Of a row that may survive its filters, where they are listed; longer lists are not made."""
+    compared: int = 128
+    """Tokens that a program of `penalize` compares with as many others."""
 
 
 INTERPRETED = Tiles(
@@ -54,6 +60,8 @@ INTERPRETED = Tiles(
     row_elements=1 << 17,
     programs=1,
     max_splits=2,
+    sampled=1 << 20,
+    compared=1024,
 )
 """For Triton's interpreter."""
 
