@@ -42,7 +42,7 @@ class Tiles:
     """Of a program that looks at rows of logits."""
     candidates: int = 1 << 14
     """Of a row that may survive its filters, where they are listed; longer lists are not made."""
-    compared: int = 128
+    compared: int = 64
     """Tokens that a program of `penalize` compares with as many others."""
 
 

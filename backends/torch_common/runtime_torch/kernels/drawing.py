@@ -1,4 +1,9 @@
-"""The last kernel of sampling: exact filters over a list of candidates or a whole row, and the draw."""
+"""The last kernel of sampling: exact filters over a list of candidates or a whole row, and the draw.
+
+Its stages are turns of one loop over the same code: a border is searched by summing up what lies beyond it, a token by
+walking in order of id. As filters differ in few instructions and a chip fetches code anew for every step of a model,
+there is one copy of either.
+"""
 
 import triton
 import triton.language as tl
@@ -13,6 +18,14 @@ from runtime_torch.kernels.sampling import (
     _share,
     _weight,
 )
+
+TOP_K, TOP_P, TIES, TYPICAL, TOTAL, DRAW = 0, 1, 2, 3, 4, 5
+"""Stages, in this order; min_p acts before TYPICAL."""
+
+
+@triton.jit
+def _distance(x, centre):
+    return tl.abs(x - centre[:, None]).to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -43,168 +56,168 @@ def _look(source, kept, start, UNIT: tl.constexpr, SURVEYED: tl.constexpr, CANDI
 
 
 @triton.jit
-def _distance(x, centre):
-    return tl.abs(x - centre[:, None]).to(tl.int32, bitcast=True)
-
-
-@triton.jit
 def _sums(
-    source, kept, least, longest, KIND: tl.constexpr, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
-    CANDIDATES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    source, kept, stage, least, longest, UNIT: tl.constexpr, SURVEYED: tl.constexpr, CANDIDATES: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """Over survivors: tokens (KIND 0) or weight with an order of `least` and more, that least order, the next below.
-
-    The order is that of logits; for KIND 2 nearness to the centre.
+    """Over survivors: the amount (tokens for TOP_K, else weight) with an order of `least` and more, their weights times
+    depths (for TYPICAL), the least order among them, and the next one below. The order is that of logits; for TYPICAL
+    nearness to the centre.
     """
     amount = tl.zeros([BR, BC], tl.int64)
+    moment = tl.zeros([BR, BC], tl.int64)
     from_there = tl.full([BR, BC], 0x7FFFFFFF, tl.int32)
     below = tl.full([BR, BC], -0x80000000, tl.int32)
     zero = tl.zeros([BR], tl.int32)
-    least = least.to(tl.int32)
     for start in range(0, longest, BC):
         key, token, x, weight = _look(source, kept, zero + start, UNIT, SURVEYED, CANDIDATES, BC)
-        if KIND == 2:
+        if stage == 3:
             key = -_distance(x, kept[5])
+            moment += (x * weight.to(tl.float32)).to(tl.int64)
         is_there = weight > 0
         reaches = is_there & (key >= least[:, None])
-        amount += tl.where(reaches, is_there.to(tl.int64) if KIND == 0 else weight, 0)
+        amount += tl.where(reaches, tl.where(stage == 0, 1, weight), 0)
         from_there = tl.where(reaches, tl.minimum(from_there, key), from_there)
         below = tl.where(is_there & (key < least[:, None]), tl.maximum(below, key), below)
-    return tl.sum(amount, axis=1), tl.min(from_there, axis=1).to(tl.int64), tl.max(below, axis=1).to(tl.int64)
+    least_there = tl.min(from_there, axis=1).to(tl.int64)
+    return tl.sum(amount, axis=1), tl.sum(moment, axis=1), least_there, tl.max(below, axis=1).to(tl.int64)
 
 
 @triton.jit
 def _border(
-    source, kept, wanted, is_wanted, whole, longest, KIND: tl.constexpr, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
+    source, kept, stage, settings, totals, longest, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
     CANDIDATES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """The largest order from which on survivors reach `wanted`: k tokens (KIND 0), or a share of the weight.
+    """The largest order from which on survivors reach the wanted amount: k tokens, or a share of the weight.
 
-    `whole` is that weight where a list holds only part of it, and 0 elsewhere.
-    Returns it, whether it excludes anything, the amount from it on, the amount above it and the amount that was wanted.
-    The interval that holds it is halved, and each end then moved to the next order that occurs.
+    Returns it, whether it excludes anything, the amounts of all survivors, from it on, above it, and wanted, and the
+    mean depth (TYPICAL). The interval that holds the border is halved, and each end moved to the next order that
+    occurs. `totals` are weight and moment of whole rows, where a list holds but a part of them.
     """
-    lowest = tl.zeros([BR], tl.int64) - 0x80000000
-    reached, lo, below = _sums(source, kept, lowest, longest, KIND, UNIT, SURVEYED, CANDIDATES, BR, BC)
-    if KIND == 0:
-        target = wanted.to(tl.int64)
-        hi = _ordered(kept[0]).to(tl.int64) + 1
-    else:
-        target = tl.maximum(_share(tl.maximum(reached, whole), wanted, True), 1)
-        hi = tl.zeros([BR], tl.int64) + 1 if KIND == 2 else _ordered(kept[0]).to(tl.int64) + 1
-    is_wanted = is_wanted & (target < reached)
-    hi = tl.where(is_wanted, hi, lo + 1)
+    k, p, t, is_alone = settings
+    whole, whole_moment = totals
+    top, rate, border, cut, least, centre, reach = kept
+    lo = tl.zeros([BR], tl.int64) - 0x80000000
+    hi = lo + 2
+    total = tl.zeros([BR], tl.int64)
     above = tl.zeros([BR], tl.int64)
-    while tl.max(hi - lo, axis=0) > 1:
+    reached = tl.zeros([BR], tl.int64)
+    target = tl.zeros([BR], tl.int64)
+    is_first = 1
+    while (is_first == 1) | (tl.max(hi - lo, axis=0) > 1):
         middle = lo + ((hi - lo) >> 1)
-        amount, least, below = _sums(source, kept, middle, longest, KIND, UNIT, SURVEYED, CANDIDATES, BR, BC)
-        is_open = hi - lo > 1
-        rises, falls = is_open & (amount >= target), is_open & (amount < target)
-        reached = tl.where(rises, amount, reached)
-        lo = tl.where(rises, least, lo)
-        above = tl.where(falls, amount, above)
-        hi = tl.where(falls, below + 1, hi)
-    return lo, is_wanted, reached, above, target
+        kept = (top, rate, border, cut, least, centre, reach)
+        amount, moment, next_up, next_down = _sums(
+            source, kept, stage, middle.to(tl.int32), longest, UNIT, SURVEYED, CANDIDATES, BR, BC
+        )
+        if is_first == 1:
+            is_first = 0
+            total = amount
+            reached = amount
+            known = ((stage == 1) & (k == 0)) | ((stage == 3) & is_alone)
+            base = tl.where(known, tl.maximum(whole, amount), amount)
+            target = tl.maximum(_share(base, tl.where(stage == 1, p, t), True), 1)
+            target = tl.where(stage == 0, k.to(tl.int64), target)
+            is_wanted = ((stage == 0) & (k > 0)) | ((stage == 1) & (p < 1)) | ((stage == 3) & (t < 1))
+            moment = tl.where(is_alone & (whole > 0), whole_moment, moment)
+            mean = moment.to(tl.float32) / tl.maximum(base, 1).to(tl.float32)
+            centre = tl.where(is_wanted & (stage == 3), mean, centre)
+            lo = tl.where(stage == 3, -0x42000000, next_up)  # no distance is so large
+            ends = tl.where(stage == 3, 1, _ordered(top).to(tl.int64) + 1)
+            hi = tl.where(is_wanted & (target < amount), ends, lo + 1)
+        else:
+            is_open = hi - lo > 1
+            rises, falls = is_open & (amount >= target), is_open & (amount < target)
+            reached = tl.where(rises, amount, reached)
+            lo = tl.where(rises, next_up, lo)
+            above = tl.where(falls, amount, above)
+            hi = tl.where(falls, next_down + 1, hi)
+    return lo, total, reached, above, target, centre
 
 
 @triton.jit
-def _cut_ties(
-    source, kept, border, reached, above, target, is_wanted, longest, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
+def _find(
+    source, kept, is_tie, start, passed, target, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
     CANDIDATES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """The last id of those at the border that are needed for `target`: the lower ones, each of the same weight."""
-    bits = border ^ ((border >> 31) & 0x7FFFFFFF)
-    w = _weight(_depth(bits.to(tl.float32, bitcast=True), kept[0], kept[1]))
-    each = tl.maximum((w * UNIT).to(tl.int64), 1)
-    needed = (target - above + each - 1) // each
-    cut = tl.full([BR], 0x7FFFFFFF, tl.int32)
-    is_cut = is_wanted & (needed * each < reached - above)
-    if _any(is_cut):
-        seen = tl.zeros([BR], tl.int64)
-        zero = tl.zeros([BR], tl.int32)
-        for start in range(0, longest, BC):
-            key, token, x, weight = _look(source, kept, zero + start, UNIT, SURVEYED, CANDIDATES, BC)
-            ties = ((weight > 0) & (key == border[:, None])).to(tl.int64)
-            rank = seen[:, None] + tl.cumsum(ties, axis=1)
-            is_last = is_cut[:, None] & (ties > 0) & (rank == needed[:, None])
-            cut = tl.minimum(cut, tl.min(tl.where(is_last, token, 0x7FFFFFFF), axis=1))
-            seen += tl.sum(ties, axis=1)
-    return cut
+    """The first survivor from place `start` on with which the weight, `passed` before that place, exceeds `target`.
 
-
-@triton.jit
-def _moments(
-    source, kept, longest, UNIT: tl.constexpr, SURVEYED: tl.constexpr, CANDIDATES: tl.constexpr, BR: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """Survivors' weights, summed, and their mean depth."""
-    total = tl.zeros([BR, BC], tl.int64)
-    moment = tl.zeros([BR, BC], tl.int64)
-    zero = tl.zeros([BR], tl.int32)
-    for start in range(0, longest, BC):
-        key, token, x, weight = _look(source, kept, zero + start, UNIT, SURVEYED, CANDIDATES, BC)
-        total += weight
-        moment += (x * weight.to(tl.float32)).to(tl.int64)
-    sums = tl.sum(total, axis=1)
-    return sums, tl.sum(moment, axis=1).to(tl.float32) / tl.maximum(sums, 1).to(tl.float32)
-
-
-@triton.jit
-def _filter(
-    source, kept, settings, totals, longest, UNIT: tl.constexpr, SURVEYED: tl.constexpr, CANDIDATES: tl.constexpr,
-    BR: tl.constexpr, BC: tl.constexpr,
-):
-    """`kept` after all filters, each on what the one before has left. `totals` are the sums of rows where known."""
-    k, p, m, t = settings
-    whole, whole_moment = totals
-    is_alone = _has_typical_alone(k, p, m, t) & (whole > 0)
-    top, rate, border, cut, least, centre, reach = kept
-    if _any(k > 0):
-        lo, is_wanted, reached, above, target = _border(
-            source, kept, k, k > 0, whole, longest, 0, UNIT, SURVEYED, CANDIDATES, BR, BC
-        )
-        border = tl.where(is_wanted, lo, border).to(tl.int32)
-    if _any(p < 1):
-        kept = (top, rate, border, cut, least, centre, reach)
-        lo, is_wanted, reached, above, target = _border(
-            source, kept, p, p < 1, tl.where(k > 0, 0, whole), longest, 1, UNIT, SURVEYED, CANDIDATES, BR, BC
-        )
-        border = tl.where(is_wanted, lo, border).to(tl.int32)
-        cut = _cut_ties(
-            source, kept, border, reached, above, target, is_wanted, longest, UNIT, SURVEYED, CANDIDATES, BR, BC
-        )
-    least = tl.where(m > 0, tl.minimum(m, 1.0), least)
-    if _any(t < 1):
-        kept = (top, rate, border, cut, least, centre, reach)
-        sums, mean = _moments(source, kept, longest, UNIT, SURVEYED, CANDIDATES, BR, BC)
-        centre = tl.where(is_alone, whole_moment.to(tl.float32) / tl.maximum(whole, 1).to(tl.float32), mean)
-        kept = (top, rate, border, cut, least, centre, reach)
-        lo, is_wanted, reached, above, target = _border(
-            source, kept, t, t < 1, tl.where(is_alone, whole, 0), longest, 2, UNIT, SURVEYED, CANDIDATES, BR, BC
-        )
-        reach = tl.where(is_wanted, -lo, reach).to(tl.int32)
-    return top, rate, border, cut, least, centre, reach
-
-
-@triton.jit
-def _draw(
-    source, kept, start, passed, target, UNIT: tl.constexpr, SURVEYED: tl.constexpr, CANDIDATES: tl.constexpr,
-    BR: tl.constexpr, BC: tl.constexpr,
-):
-    """The first survivor from place `start` on with which the weight, `passed` before that place, exceeds `target`."""
-    ends = source[4]
+    For ties it is not weights that count but tokens at the border.
+    """
+    border, ends = kept[2], source[4]
     found = tl.zeros([BR], tl.int32) - 1
     latest = tl.zeros([BR], tl.int32) - 1
     while _any((found < 0) & (start < ends)):
         key, token, x, weight = _look(source, kept, start, UNIT, SURVEYED, CANDIDATES, BC)
-        upto = passed[:, None] + tl.cumsum(weight, axis=1)
-        is_past = (weight > 0) & (upto > target[:, None])
+        counts_once = (weight > 0) & (key == border[:, None])
+        amount = tl.where(is_tie, counts_once.to(tl.int64), weight)
+        is_past = (amount > 0) & (passed[:, None] + tl.cumsum(amount, axis=1) > target[:, None])
         here = tl.min(tl.where(is_past, token, 0x7FFFFFFF), axis=1)
         found = tl.where((found < 0) & (here < 0x7FFFFFFF), here, found)
-        latest = tl.maximum(latest, tl.max(tl.where(weight > 0, token, -1), axis=1))
-        passed += tl.sum(weight, axis=1)
+        latest = tl.maximum(latest, tl.max(tl.where(amount > 0, token, -1), axis=1))
+        passed += tl.sum(amount, axis=1)
         start += BC
     return tl.where(found < 0, latest, found)
+
+
+@triton.jit
+def _needed_ties(top, rate, border, reached, above, target, UNIT: tl.constexpr):
+    """How many of the tokens at the border are needed for `target`; -1 where all of them are."""
+    bits = border ^ ((border >> 31) & 0x7FFFFFFF)
+    each = (_weight(_depth(bits.to(tl.float32, bitcast=True), top, rate)) * UNIT).to(tl.int64)
+    needed = (target - above + each - 1) // tl.maximum(each, 1)
+    return tl.where(needed * each < reached - above, needed, -1)
+
+
+@triton.jit
+def _draw(
+    source, top, rate, filters, u, is_warm, totals, begin, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
+    CANDIDATES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+):
+    """A token for each row that is drawn from. `begin`: which rows have no filters, where their draws begin (place,
+    weight before it) and the weight that is to be exceeded there."""
+    logits, values, ids, rows, ends, is_listed, vocab = source
+    k, p, m, t = filters
+    is_whole, whole_start, whole_passed, whole_target = begin
+    longest = tl.max(ends, axis=0)
+    settings = (k, p, t, _has_typical_alone(k, p, m, t))
+    cut = tl.full([BR], 0x7FFFFFFF, tl.int32)
+    border, reach = -cut, cut
+    least = tl.zeros([BR], tl.float32)
+    centre = tl.zeros([BR], tl.float32)
+    needed = tl.zeros([BR], tl.int64) - 1
+    total = tl.zeros([BR], tl.int64)
+    drawn = tl.zeros([BR], tl.int32)
+    for stage in range(0, 6):
+        is_needed = ((stage == 0) & (k > 0)) | ((stage == 1) & (p < 1)) | ((stage == 2) & (needed >= 0))
+        is_needed = is_needed | ((stage == 3) & (t < 1)) | ((stage == 4) & (ends > 0)) | ((stage == 5) & is_warm)
+        if _any(is_needed):
+            least = tl.where((stage > 2) & (m > 0), tl.minimum(m, 1.0), least)
+            kept = (top, rate, border, cut, least, centre, reach)
+            if (stage == 2) | (stage == 5):
+                is_draw = stage == 5
+                start = tl.where(is_draw & is_whole, whole_start, 0)
+                passed = tl.where(is_draw & is_whole, whole_passed, 0)
+                target = tl.where(is_whole, whole_target, _share(total, u, False))
+                target = tl.where(is_draw, target, needed - 1)
+                until = tl.where(is_draw, tl.where(is_whole, vocab, ends), tl.where(needed >= 0, ends, 0))
+                looked_at = (logits, values, ids, rows, until, is_listed, vocab)
+                found = _find(
+                    looked_at, kept, stage == 2, start, passed, target, UNIT, SURVEYED, CANDIDATES, BR, BC
+                )
+                cut = tl.where((stage == 2) & (needed >= 0), found, cut)
+                drawn = found
+            else:
+                lo, total, reached, above, target, centre = _border(
+                    source, kept, stage, settings, totals, longest, UNIT, SURVEYED, CANDIDATES, BR, BC
+                )
+                is_new = is_needed & (target < total)
+                at = lo.to(tl.int32)
+                border = tl.where(is_new & (stage < 2), at, border)
+                reach = tl.where(is_new & (stage == 3), -at, reach)
+                ties = _needed_ties(top, rate, border, reached, above, target, UNIT)
+                needed = tl.where(is_new & (stage == 1), ties, -1)
+    return drawn
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_chunks"])
@@ -222,10 +235,12 @@ def choose(
     where = tl.load(best_at + place, mask=is_chunk & (largest == top[:, None]), other=0x7FFFFFFF)
     chosen = tl.where(tl.abs(top) < float("inf"), tl.min(where, axis=1), -1)
     if _any(is_warm):
+        top = tl.where(is_warm, top, 0.0)
         k, p, m, t, is_filtered = _filters(top_k, top_p, min_p, typical_p, rows, is_warm, vocab)
+        u = tl.load(uniform + rows, mask=is_warm, other=0.0)
         is_listed = is_row & (rows < 0)
+        is_whole = is_listed
         length = tl.zeros([BR], tl.int32) + vocab
-        is_whole = is_warm & (rows < 0)
         of_chunk = tl.zeros([BR, CHUNKS], tl.int64)
         moment = tl.zeros([BR], tl.int64)
         if SURVEYED:
@@ -237,22 +252,15 @@ def choose(
             has_moment = is_chunk & (is_warm & (t < 1))[:, None]
             moment = tl.sum(tl.load(moments + place, mask=has_moment, other=0), axis=1)
         ends = tl.where(is_warm & (is_whole == 0), length, 0)
-        whole = tl.sum(of_chunk, axis=1)
-        longest = tl.max(ends, axis=0)
         source = (logits, values, ids, rows, ends, is_listed, vocab)
-        far = tl.full([BR], 0x7FFFFFFF, tl.int32)
-        nothing = tl.zeros([BR], tl.float32)
-        top = tl.where(is_warm, top, 0.0)
-        kept = (top, rate, -far, far, nothing, nothing, far)
-        kept = _filter(source, kept, (k, p, m, t), (whole, moment), longest, UNIT, SURVEYED, CANDIDATES, BR, BC)
-        total, mean = _moments(source, kept, longest, UNIT, SURVEYED, CANDIDATES, BR, BC)
-        u = tl.load(uniform + rows, mask=is_warm, other=0.0)
-        target = _share(tl.where(is_whole, whole, total), u, False)
-        # a row without filters: the chunk in which it is found, from the sums
+        # a row without filters: the chunk in which its token is found, from the sums
+        whole = tl.sum(of_chunk, axis=1)
+        target = _share(whole, u, False)
         is_before = is_whole[:, None] & (tl.cumsum(of_chunk, axis=1) <= target[:, None])
         start = tl.sum(is_before.to(tl.int32), axis=1) * chunk
-        passed = tl.sum(tl.where(is_before, of_chunk, 0), axis=1)
-        source = (logits, values, ids, rows, tl.where(is_whole, vocab, ends), is_listed, vocab)
-        drawn = _draw(source, kept, start, passed, target, UNIT, SURVEYED, CANDIDATES, BR, BC)
+        begin = (is_whole, start, tl.sum(tl.where(is_before, of_chunk, 0), axis=1), target)
+        drawn = _draw(
+            source, top, rate, (k, p, m, t), u, is_warm, (whole, moment), begin, UNIT, SURVEYED, CANDIDATES, BR, BC
+        )
         chosen = tl.where(is_warm, drawn, chosen)
     tl.store(token_ids + rows, chosen, mask=is_row)
