@@ -8,7 +8,7 @@ import torch
 
 from runtime_torch.calls import Call, Site, cdiv, clamp, launch
 from runtime_torch.kernels import drawing, penalize, sampling
-from runtime_torch.settings import Settings, next_power
+from runtime_torch.settings import next_power
 
 FRACTION = 42
 """Bits of a weight behind the point; a sum over 2^20 tokens stays below 2^62."""
@@ -44,26 +44,23 @@ def lower_penalize(site: Site) -> list[Call]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are split: BR rows and BC columns at a time, each row in `num_chunks` chunks of `chunk` columns."""
+    """How rows are split: `rows` rows and `block` columns at a time, each row in chunks of `chunk` columns."""
 
     rows: int
     block: int
     chunk: int
     num_chunks: int
-    num_groups: int
-    is_surveyed: bool
-    """Whether rows are long enough for a list of candidates to be shorter."""
+    grid: tuple[int, int]
 
 
-def layout(settings: Settings, num_rows: int, vocab: int) -> Layout:
-    """The programs that fill the device, of tiles of a fixed number of elements."""
-    tiles = settings.tiles
-    block = min(next_power(vocab), tiles.sampled)
-    rows = clamp(tiles.sampled // block, 1, next_power(num_rows))
+def layout(num_rows: int, vocab: int, elements: int, programs: int) -> Layout:
+    """Tiles of so many elements, and as many programs as fill the device."""
+    block = min(next_power(vocab), elements)
+    rows = clamp(elements // block, 1, next_power(num_rows))
     num_groups = cdiv(num_rows, rows)
-    num_chunks = clamp(tiles.programs // num_groups, 1, min(MAX_CHUNKS, cdiv(vocab, block)))
+    num_chunks = clamp(programs // num_groups, 1, min(MAX_CHUNKS, cdiv(vocab, block)))
     chunk = cdiv(cdiv(vocab, num_chunks), block) * block
-    return Layout(rows, block, chunk, cdiv(vocab, chunk), num_groups, vocab > tiles.candidates)
+    return Layout(rows, block, chunk, cdiv(vocab, chunk), (num_groups, cdiv(vocab, chunk)))
 
 
 def lower_sample(site: Site) -> list[Call]:
@@ -71,38 +68,40 @@ def lower_sample(site: Site) -> list[Call]:
 
     Rows without filters, and those at temperature 0, leave the kernels that they do not need at once.
     """
-    logits = site.tensor("logits")
+    tiles, logits = site.settings.tiles, site.tensor("logits")
     num_rows, vocab = logits.shape
-    how, candidates = layout(site.settings, num_rows, vocab), site.settings.tiles.candidates
-    chunks, listed = (num_rows, how.num_chunks), (num_rows, candidates if how.is_surveyed else 0)
+    how = layout(num_rows, vocab, tiles.sampled, tiles.programs)
+    is_surveyed = vocab > tiles.candidates
+    chunks, listed = (num_rows, how.num_chunks), (num_rows, tiles.candidates if is_surveyed else 0)
     best, best_at = site.scratch(chunks), site.scratch(chunks, torch.int32)
-    temperature = site.tensor("temperature")
-    filters = tuple(site.tensor(name) for name in ("top_k", "top_p", "min_p", "typical_p"))
-    unit = float(1 << min(FRACTION, 62 - vocab.bit_length()))
-    grid = (how.num_groups, how.num_chunks)
-    sizes = (num_rows, vocab, how.chunk, how.num_chunks)
-    tile = {"BR": how.rows, "BC": how.block}
-    split = {"UNIT": unit, "CHUNKS": next_power(how.num_chunks), **tile}
-    calls = [launch(sampling.maxima, grid, logits, best, best_at, *sizes, **tile)]
     totals, moments = site.scratch(chunks, torch.int64), site.scratch(chunks, torch.int64)
     values, ids = site.scratch(listed), site.scratch(listed, torch.int32)
     lengths = site.scratch((num_rows,), torch.int32)
-    if how.is_surveyed:
+    temperature = site.tensor("temperature")
+    filters = tuple(site.tensor(name) for name in ("top_k", "top_p", "min_p", "typical_p"))
+    sizes = (num_rows, vocab, how.chunk, how.num_chunks)
+    tile = {"BR": how.rows, "BC": how.block, "num_warps": 8}
+    unit = {"UNIT": float(1 << min(FRACTION, 62 - vocab.bit_length())), "CHUNKS": next_power(how.num_chunks)}
+    calls = [launch(sampling.maxima, how.grid, logits, best, best_at, *sizes, **tile)]
+    if is_surveyed:
         counts = site.scratch((*chunks, BINS), torch.int32)
         given = (logits, best, temperature, *filters, totals, moments, counts)
-        calls.append(launch(sampling.survey, grid, *given, *sizes, **split))
-        listing = {"CANDIDATES": candidates, **split}
-        calls.append(launch(sampling.gather, grid, *given, values, ids, lengths, *sizes, **listing))
-    given = (logits, best, best_at, totals, moments, values, ids, lengths, temperature, *filters)
+        calls.append(launch(sampling.survey, how.grid, *given, *sizes, **unit, **tile))
+        listing = (*given, values, ids, lengths, *sizes)
+        calls.append(launch(sampling.gather, how.grid, *listing, CANDIDATES=tiles.candidates, **unit, **tile))
+    last = layout(num_rows, vocab, tiles.drawn, 1)
+    drawn = (*filters, site.tensor("uniform"), site.output(), *sizes)
     calls.append(
         launch(
             drawing.choose,
-            (how.num_groups,),
-            *(*given, site.tensor("uniform"), site.output(), *sizes),
-            SURVEYED=how.is_surveyed,
-            CANDIDATES=candidates,
+            (last.grid[0],),
+            *(logits, best, best_at, totals, moments, values, ids, lengths, temperature, *drawn),
+            SURVEYED=is_surveyed,
+            CANDIDATES=tiles.candidates,
+            **unit,
+            BR=last.rows,
+            BC=last.block,
             num_warps=8,
-            **split,
         )
     )
     return calls

@@ -39,7 +39,9 @@ class Tiles:
     """Programs that fill the device: few rows are split along K, and few queries along the keys, up to so many."""
     max_splits: int = 16
     sampled: int = 2048
-    """Of a program that looks at rows of logits."""
+    """Elements of a program that looks at rows of logits."""
+    drawn: int = 1024
+    """Of one that looks at all that may be drawn, mostly a short list, again and again."""
     candidates: int = 1 << 14
     """Of a row that may survive its filters, where they are listed; longer lists are not made."""
     compared: int = 64
@@ -61,6 +63,7 @@ INTERPRETED = Tiles(
     programs=1,
     max_splits=2,
     sampled=1 << 20,
+    drawn=1 << 20,
     compared=1024,
 )
 """For Triton's interpreter."""

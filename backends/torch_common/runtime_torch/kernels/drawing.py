@@ -29,36 +29,29 @@ def _distance(x, centre):
 
 
 @triton.jit
-def _look(source, kept, start, UNIT: tl.constexpr, SURVEYED: tl.constexpr, CANDIDATES: tl.constexpr, BC: tl.constexpr):
-    """BC tokens of each row from place `start` [BR] on: order of logits, id, depth, weight (0: filtered, or no token).
+def _look(source, kept, start, UNIT: tl.constexpr, BC: tl.constexpr):
+    """BC tokens of each row from place `start` [BR] on: their places, order of logits, depth, and weight (0: filtered,
+    or no token).
 
-    source  logits, values and ids of the lists, rows, ends, which rows have lists, vocabulary
-    kept    top, rate; survivors: logits from `border` on (equal ones up to id `cut`), weights from `least` on,
+    source  where the logits of each row lie (its list, or itself) and how many there are, in order of id
+    kept    top, rate; survivors: logits from `border` on (equal ones up to place `cut`), weights from `least` on,
             distances from `centre` up to `reach` (as bits)
     """
-    logits, values, ids, rows, ends, is_listed, vocab = source
+    logits, ends = source
     top, rate, border, cut, least, centre, reach = kept
     at = start[:, None] + tl.arange(0, BC)[None, :]
-    inside = at < ends[:, None]
-    row = rows.to(tl.int64)[:, None]
-    v = tl.load(logits + row * vocab + at, mask=inside & (is_listed[:, None] == 0), other=float("-inf"))
-    token = at
-    if SURVEYED:
-        from_list = inside & is_listed[:, None]
-        v = tl.where(from_list, tl.load(values + row * CANDIDATES + at, mask=from_list, other=0.0), v)
-        token = tl.where(from_list, tl.load(ids + row * CANDIDATES + at, mask=from_list, other=0), token)
+    v = tl.load(logits[:, None] + at, mask=at < ends[:, None], other=float("-inf"))
     x = _depth(v, top[:, None], rate[:, None])
     w = _weight(x)
     key = _ordered(v)
-    survives = (key > border[:, None]) | ((key == border[:, None]) & (token <= cut[:, None]))
+    survives = (key > border[:, None]) | ((key == border[:, None]) & (at <= cut[:, None]))
     survives = survives & (w >= least[:, None]) & (_distance(x, centre) <= reach[:, None])
-    return key, token, x, tl.where(survives, (w * UNIT).to(tl.int64), 0)
+    return at, key, x, tl.where(survives, (w * UNIT).to(tl.int64), 0)
 
 
 @triton.jit
 def _sums(
-    source, kept, stage, least, longest, UNIT: tl.constexpr, SURVEYED: tl.constexpr, CANDIDATES: tl.constexpr,
-    BR: tl.constexpr, BC: tl.constexpr,
+    source, kept, stage, least, longest, UNIT: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
     """Over survivors: the amount (tokens for TOP_K, else weight) with an order of `least` and more, their weights times
     depths (for TYPICAL), the least order among them, and the next one below. The order is that of logits; for TYPICAL
@@ -70,7 +63,7 @@ def _sums(
     below = tl.full([BR, BC], -0x80000000, tl.int32)
     zero = tl.zeros([BR], tl.int32)
     for start in range(0, longest, BC):
-        key, token, x, weight = _look(source, kept, zero + start, UNIT, SURVEYED, CANDIDATES, BC)
+        at, key, x, weight = _look(source, kept, zero + start, UNIT, BC)
         if stage == 3:
             key = -_distance(x, kept[5])
             moment += (x * weight.to(tl.float32)).to(tl.int64)
@@ -85,8 +78,7 @@ def _sums(
 
 @triton.jit
 def _border(
-    source, kept, stage, settings, totals, longest, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
-    CANDIDATES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    source, kept, stage, settings, totals, longest, UNIT: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
     """The largest order from which on survivors reach the wanted amount: k tokens, or a share of the weight.
 
@@ -108,7 +100,7 @@ def _border(
         middle = lo + ((hi - lo) >> 1)
         kept = (top, rate, border, cut, least, centre, reach)
         amount, moment, next_up, next_down = _sums(
-            source, kept, stage, middle.to(tl.int32), longest, UNIT, SURVEYED, CANDIDATES, BR, BC
+            source, kept, stage, middle.to(tl.int32), longest, UNIT, BR, BC
         )
         if is_first == 1:
             is_first = 0
@@ -137,24 +129,23 @@ def _border(
 
 @triton.jit
 def _find(
-    source, kept, is_tie, start, passed, target, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
-    CANDIDATES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    source, kept, is_tie, start, passed, target, UNIT: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """The first survivor from place `start` on with which the weight, `passed` before that place, exceeds `target`.
+    """The place of the first survivor from `start` on with which the weight, `passed` before that place, exceeds `target`.
 
     For ties it is not weights that count but tokens at the border.
     """
-    border, ends = kept[2], source[4]
+    border, ends = kept[2], source[1]
     found = tl.zeros([BR], tl.int32) - 1
     latest = tl.zeros([BR], tl.int32) - 1
     while _any((found < 0) & (start < ends)):
-        key, token, x, weight = _look(source, kept, start, UNIT, SURVEYED, CANDIDATES, BC)
+        at, key, x, weight = _look(source, kept, start, UNIT, BC)
         counts_once = (weight > 0) & (key == border[:, None])
         amount = tl.where(is_tie, counts_once.to(tl.int64), weight)
         is_past = (amount > 0) & (passed[:, None] + tl.cumsum(amount, axis=1) > target[:, None])
-        here = tl.min(tl.where(is_past, token, 0x7FFFFFFF), axis=1)
+        here = tl.min(tl.where(is_past, at, 0x7FFFFFFF), axis=1)
         found = tl.where((found < 0) & (here < 0x7FFFFFFF), here, found)
-        latest = tl.maximum(latest, tl.max(tl.where(amount > 0, token, -1), axis=1))
+        latest = tl.maximum(latest, tl.max(tl.where(amount > 0, at, -1), axis=1))
         passed += tl.sum(amount, axis=1)
         start += BC
     return tl.where(found < 0, latest, found)
@@ -171,14 +162,13 @@ def _needed_ties(top, rate, border, reached, above, target, UNIT: tl.constexpr):
 
 @triton.jit
 def _draw(
-    source, top, rate, filters, u, is_warm, totals, begin, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
-    CANDIDATES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    source, top, rate, filters, u, is_warm, totals, begin, UNIT: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """A token for each row that is drawn from. `begin`: which rows have no filters, where their draws begin (place,
-    weight before it) and the weight that is to be exceeded there."""
-    logits, values, ids, rows, ends, is_listed, vocab = source
+    """The place of a token for each row that is drawn from. `begin`: which rows have no filters, where their draws
+    begin (place, weight before it), the weight that is to be exceeded there, and where their places end."""
     k, p, m, t = filters
-    is_whole, whole_start, whole_passed, whole_target = begin
+    logits, ends = source
+    is_whole, whole_start, whole_passed, whole_target, vocab = begin
     longest = tl.max(ends, axis=0)
     settings = (k, p, t, _has_typical_alone(k, p, m, t))
     cut = tl.full([BR], 0x7FFFFFFF, tl.int32)
@@ -201,15 +191,15 @@ def _draw(
                 target = tl.where(is_whole, whole_target, _share(total, u, False))
                 target = tl.where(is_draw, target, needed - 1)
                 until = tl.where(is_draw, tl.where(is_whole, vocab, ends), tl.where(needed >= 0, ends, 0))
-                looked_at = (logits, values, ids, rows, until, is_listed, vocab)
+                looked_at = (logits, until)
                 found = _find(
-                    looked_at, kept, stage == 2, start, passed, target, UNIT, SURVEYED, CANDIDATES, BR, BC
+                    looked_at, kept, stage == 2, start, passed, target, UNIT, BR, BC
                 )
                 cut = tl.where((stage == 2) & (needed >= 0), found, cut)
                 drawn = found
             else:
                 lo, total, reached, above, target, centre = _border(
-                    source, kept, stage, settings, totals, longest, UNIT, SURVEYED, CANDIDATES, BR, BC
+                    source, kept, stage, settings, totals, longest, UNIT, BR, BC
                 )
                 is_new = is_needed & (target < total)
                 at = lo.to(tl.int32)
@@ -252,15 +242,18 @@ def choose(
             has_moment = is_chunk & (is_warm & (t < 1))[:, None]
             moment = tl.sum(tl.load(moments + place, mask=has_moment, other=0), axis=1)
         ends = tl.where(is_warm & (is_whole == 0), length, 0)
-        source = (logits, values, ids, rows, ends, is_listed, vocab)
+        row = rows.to(tl.int64)
+        source = (tl.where(is_listed, values + row * CANDIDATES, logits + row * vocab), ends)
         # a row without filters: the chunk in which its token is found, from the sums
         whole = tl.sum(of_chunk, axis=1)
         target = _share(whole, u, False)
         is_before = is_whole[:, None] & (tl.cumsum(of_chunk, axis=1) <= target[:, None])
         start = tl.sum(is_before.to(tl.int32), axis=1) * chunk
-        begin = (is_whole, start, tl.sum(tl.where(is_before, of_chunk, 0), axis=1), target)
+        begin = (is_whole, start, tl.sum(tl.where(is_before, of_chunk, 0), axis=1), target, vocab)
         drawn = _draw(
-            source, top, rate, (k, p, m, t), u, is_warm, (whole, moment), begin, UNIT, SURVEYED, CANDIDATES, BR, BC
+            source, top, rate, (k, p, m, t), u, is_warm, (whole, moment), begin, UNIT, BR, BC
         )
+        if SURVEYED:
+            drawn = tl.where(is_listed, tl.load(ids + row * CANDIDATES + drawn, mask=is_listed, other=0), drawn)
         chosen = tl.where(is_warm, drawn, chosen)
     tl.store(token_ids + rows, chosen, mask=is_row)
