@@ -106,7 +106,7 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
 @contextmanager
 def recorded(into: dict[Launch, None]) -> Iterator[None]:
     """Launches that are bound inside are put down instead of bound."""
-    modules = (products, products_few, lower_attention, lower_ffn, lower_rows, lower_moe, buckets, checking)
+    modules = (products, products_few, lower_attention, lower_ffn, lower_rows, lower_moe, lower_sampling, buckets, checking)
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
         assert all(size <= 65535 for size in grid[1:]), f"{kernel.__name__} over {grid}"
