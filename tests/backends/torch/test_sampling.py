@@ -203,12 +203,13 @@ def test_rows_with_nan_infinity_or_nothing_give_minus_one_and_others_their_token
 
 @pytest.mark.parametrize(
     ("num_rows", "vocab", "launches", "most_bytes"),
-    [(1, 128_256, 4, 1 << 18), (64, 128_256, 4, 1 << 24), (64, 4096, 2, 1 << 16)],
+    [(1, 128_256, 4, 1 << 19), (64, 128_256, 4, 1 << 24), (64, 4096, 2, 1 << 16)],
 )
 def test_few_launches_and_little_memory_draw_tokens(
     num_rows: int, vocab: int, launches: int, most_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
     import runtime_torch_cpu
+
     from runtime_torch import lower_sampling
 
     monkeypatch.setattr(lower_sampling, "launch", lambda *_, **__: lambda: None)

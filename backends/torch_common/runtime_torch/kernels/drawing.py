@@ -63,7 +63,7 @@ def _sums(
     below = tl.full([BR, BC], -0x80000000, tl.int32)
     zero = tl.zeros([BR], tl.int32)
     for start in range(0, longest, BC):
-        at, key, x, weight = _look(source, kept, zero + start, UNIT, BC)
+        _, key, x, weight = _look(source, kept, zero + start, UNIT, BC)
         if stage == 3:
             key = -_distance(x, kept[5])
             moment += (x * weight.to(tl.float32)).to(tl.int64)
@@ -131,7 +131,7 @@ def _border(
 def _find(
     source, kept, is_tie, start, passed, target, UNIT: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """The place of the first survivor from `start` on with which the weight, `passed` before that place, exceeds `target`.
+    """The place of the first survivor from `start` on with which the weight exceeds `target`; `passed` is before it.
 
     For ties it is not weights that count but tokens at the border.
     """
@@ -139,7 +139,7 @@ def _find(
     found = tl.zeros([BR], tl.int32) - 1
     latest = tl.zeros([BR], tl.int32) - 1
     while _any((found < 0) & (start < ends)):
-        at, key, x, weight = _look(source, kept, start, UNIT, BC)
+        at, key, _, weight = _look(source, kept, start, UNIT, BC)
         counts_once = (weight > 0) & (key == border[:, None])
         amount = tl.where(is_tie, counts_once.to(tl.int64), weight)
         is_past = (amount > 0) & (passed[:, None] + tl.cumsum(amount, axis=1) > target[:, None])
@@ -178,7 +178,7 @@ def _draw(
     needed = tl.zeros([BR], tl.int64) - 1
     total = tl.zeros([BR], tl.int64)
     drawn = tl.zeros([BR], tl.int32)
-    for stage in range(0, 6):
+    for stage in range(6):
         is_needed = ((stage == 0) & (k > 0)) | ((stage == 1) & (p < 1)) | ((stage == 2) & (needed >= 0))
         is_needed = is_needed | ((stage == 3) & (t < 1)) | ((stage == 4) & (ends > 0)) | ((stage == 5) & is_warm)
         if _any(is_needed):
@@ -216,7 +216,7 @@ def choose(
     token_ids, num_rows, vocab, chunk, num_chunks, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
     CANDIDATES: tl.constexpr, CHUNKS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """A token for each row. Without SURVEYED there are neither sums of chunks nor lists: the row itself is looked at."""
+    """A token for each row. Without SURVEYED there are neither sums of chunks nor lists: rows are searched."""
     rows, top, is_row, is_warm, rate = _rows(temperature, best, num_rows, num_chunks, CHUNKS, BR)
     chunks = tl.arange(0, CHUNKS)
     place = rows.to(tl.int64)[:, None] * num_chunks + chunks[None, :]

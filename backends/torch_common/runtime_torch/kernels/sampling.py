@@ -8,9 +8,9 @@ is needed, which some chips lack. `survey` sums the weights of a chunk and count
 order of id; `choose` filters the list exactly (or the row itself, where the list would be long) and draws.
 
 Errors against the declaration, which is in float64: a depth is a float32 product and an exponential a float32 one, so
-that the weight of depth d is off by about (2 d + 4) 2^-23 of itself, cumulative probabilities by less than 2^-19; tokens
-below 2^-FRACTION of the most probable one count as impossible. Distances from the entropy (typical_p) that float32
-does not tell apart are ties.
+that the weight of depth d is off by about (2 d + 4) 2^-23 of itself, and cumulative probabilities by less than 2^-19;
+tokens below 2^-FRACTION of the most probable one count as impossible. Distances from the entropy (typical_p) that
+float32 does not tell apart are ties.
 """
 
 import triton
@@ -119,11 +119,11 @@ def survey(
 
     The second is for rows with typical_p, the third for rows with any filter.
     """
-    rows, top, is_row, is_warm, rate = _rows(temperature, best, num_rows, num_chunks, CHUNKS, BR)
+    rows, top, _, is_warm, rate = _rows(temperature, best, num_rows, num_chunks, CHUNKS, BR)
     top = tl.where(is_warm, top, 0.0)
     if not _any(is_warm):
         return
-    k, p, m, t, is_filtered = _filters(top_k, top_p, min_p, typical_p, rows, is_warm, vocab)
+    _, _, _, t, is_filtered = _filters(top_k, top_p, min_p, typical_p, rows, is_warm, vocab)
     has_filters, has_typical = _any(is_filtered), _any(t < 1)
     first = tl.program_id(1) * chunk
     last = tl.minimum(first + chunk, vocab)
@@ -190,7 +190,7 @@ def gather(
     BC: tl.constexpr,
 ):
     """Tokens that may survive the filters of each row, in order of id; length -1 where the row has no list."""
-    rows, top, is_row, is_warm, rate = _rows(temperature, best, num_rows, num_chunks, CHUNKS, BR)
+    rows, top, _, is_warm, rate = _rows(temperature, best, num_rows, num_chunks, CHUNKS, BR)
     top = tl.where(is_warm, top, 0.0)
     k, p, m, t, is_filtered = _filters(top_k, top_p, min_p, typical_p, rows, is_warm, vocab)
     number = tl.program_id(1)
