@@ -12,8 +12,8 @@ from runtime_torch.settings import next_power
 
 FRACTION = 42
 """Bits of a weight behind the point; a sum over 2^20 tokens stays below 2^62."""
-MAX_CHUNKS = 64
-"""Programs that share a row: each looks at what all others found."""
+MIN_CHUNKS, MAX_CHUNKS = 8, 64
+"""Programs that share a row: a draw without filters searches one chunk, and each program looks at what all found."""
 BINS = 128
 """See `kernels.sampling`."""
 
@@ -58,7 +58,7 @@ def layout(num_rows: int, vocab: int, elements: int, programs: int) -> Layout:
     block = min(next_power(vocab), elements)
     rows = clamp(elements // block, 1, next_power(num_rows))
     num_groups = cdiv(num_rows, rows)
-    num_chunks = clamp(programs // num_groups, 1, min(MAX_CHUNKS, cdiv(vocab, block)))
+    num_chunks = min(clamp(programs // num_groups, MIN_CHUNKS, MAX_CHUNKS), cdiv(vocab, block))
     chunk = cdiv(cdiv(vocab, num_chunks), block) * block
     return Layout(rows, block, chunk, cdiv(vocab, chunk), (num_groups, cdiv(vocab, chunk)))
 
@@ -89,7 +89,7 @@ def lower_sample(site: Site) -> list[Call]:
         calls.append(launch(sampling.survey, how.grid, *given, *sizes, **unit, **tile))
         listing = (*given, values, ids, lengths, *sizes)
         calls.append(launch(sampling.gather, how.grid, *listing, CANDIDATES=tiles.candidates, **unit, **tile))
-    last = layout(num_rows, vocab, tiles.drawn, 1)
+    last = layout(num_rows, vocab, tiles.drawn, tiles.programs)
     drawn = (*filters, site.tensor("uniform"), site.output(), *sizes)
     calls.append(
         launch(

@@ -29,24 +29,30 @@ def _distance(x, centre):
 
 
 @triton.jit
-def _look(source, kept, start, UNIT: tl.constexpr, BC: tl.constexpr):
-    """BC tokens of each row from place `start` [BR] on: their places, order of logits, depth, and weight (0: filtered,
-    or no token).
+def _load(source, start, BC: tl.constexpr):
+    """Places and logits of BC tokens of each row from place `start` [BR] on; -inf behind the last one.
 
     source  where the logits of each row lie (its list, or itself) and how many there are, in order of id
+    """
+    logits, ends = source
+    at = start[:, None] + tl.arange(0, BC)[None, :]
+    return at, tl.load(logits[:, None] + at, mask=at < ends[:, None], other=float("-inf"))
+
+
+@triton.jit
+def _look(at, v, kept, UNIT: tl.constexpr):
+    """Order of logits, depth, and weight (0: filtered, or no token) of tokens at places `at`.
+
     kept    top, rate; survivors: logits from `border` on (equal ones up to place `cut`), weights from `least` on,
             distances from `centre` up to `reach` (as bits)
     """
-    logits, ends = source
     top, rate, border, cut, least, centre, reach = kept
-    at = start[:, None] + tl.arange(0, BC)[None, :]
-    v = tl.load(logits[:, None] + at, mask=at < ends[:, None], other=float("-inf"))
     x = _depth(v, top[:, None], rate[:, None])
     w = _weight(x)
     key = _ordered(v)
     survives = (key > border[:, None]) | ((key == border[:, None]) & (at <= cut[:, None]))
     survives = survives & (w >= least[:, None]) & (_distance(x, centre) <= reach[:, None])
-    return at, key, x, tl.where(survives, (w * UNIT).to(tl.int64), 0)
+    return key, x, tl.where(survives, (w * UNIT).to(tl.int64), 0)
 
 
 @triton.jit
@@ -62,8 +68,12 @@ def _sums(
     from_there = tl.full([BR, BC], 0x7FFFFFFF, tl.int32)
     below = tl.full([BR, BC], -0x80000000, tl.int32)
     zero = tl.zeros([BR], tl.int32)
+    at, v = _load(source, zero, BC)
     for start in range(0, longest, BC):
-        _, key, x, weight = _look(source, kept, zero + start, UNIT, BC)
+        # on its way while this one is looked at
+        next_at, next_v = _load(source, zero + start + BC, BC)
+        key, x, weight = _look(at, v, kept, UNIT)
+        at, v = next_at, next_v
         if stage == 3:
             key = -_distance(x, kept[5])
             moment += (x * weight.to(tl.float32)).to(tl.int64)
@@ -138,8 +148,11 @@ def _find(
     border, ends = kept[2], source[1]
     found = tl.zeros([BR], tl.int32) - 1
     latest = tl.zeros([BR], tl.int32) - 1
+    at, v = _load(source, start, BC)
     while _any((found < 0) & (start < ends)):
-        at, key, _, weight = _look(source, kept, start, UNIT, BC)
+        start += BC
+        next_at, next_v = _load(source, start, BC)
+        key, _, weight = _look(at, v, kept, UNIT)
         counts_once = (weight > 0) & (key == border[:, None])
         amount = tl.where(is_tie, counts_once.to(tl.int64), weight)
         is_past = (amount > 0) & (passed[:, None] + tl.cumsum(amount, axis=1) > target[:, None])
@@ -147,7 +160,7 @@ def _find(
         found = tl.where((found < 0) & (here < 0x7FFFFFFF), here, found)
         latest = tl.maximum(latest, tl.max(tl.where(amount > 0, at, -1), axis=1))
         passed += tl.sum(amount, axis=1)
-        start += BC
+        at, v = next_at, next_v
     return tl.where(found < 0, latest, found)
 
 

@@ -25,7 +25,7 @@ def penalize(
         count = tl.load(counts + row_of_ids + at, mask=at < history, other=0)
         writes = (token >= 0) & (token < vocab)
         v = tl.load(logits + row_of_y + token, mask=writes, other=0.0)
-        strength = tl.load(repetition + row)
+        strength = tl.where(writes, tl.load(repetition + row), 1.0)
         v = tl.where(v > 0, v / strength, v * strength)
         v = v - tl.where(count > 0, tl.load(presence + row), 0.0) - tl.load(frequency + row) * count.to(tl.float32)
     else:
