@@ -8,7 +8,7 @@ import torch
 
 from runtime_torch.calls import Call, Site, cdiv, clamp, launch
 from runtime_torch.kernels import drawing, penalize, sampling
-from runtime_torch.settings import next_power
+from runtime_torch.settings import next_power, power_below
 
 FRACTION = 42
 """Bits of a weight behind the point; a sum over 2^20 tokens stays below 2^62."""
@@ -72,7 +72,8 @@ def lower_sample(site: Site) -> list[Call]:
     num_rows, vocab = logits.shape
     how = layout(num_rows, vocab, tiles.sampled, tiles.programs)
     is_surveyed = vocab > tiles.candidates
-    chunks, listed = (num_rows, how.num_chunks), (num_rows, tiles.candidates if is_surveyed else 0)
+    candidates = clamp(power_below(tiles.listed // num_rows or 1), tiles.candidates, next_power(vocab))
+    chunks, listed = (num_rows, how.num_chunks), (num_rows, candidates if is_surveyed else 0)
     best, best_at = site.scratch(chunks), site.scratch(chunks, torch.int32)
     totals, moments = site.scratch(chunks, torch.int64), site.scratch(chunks, torch.int64)
     values, ids = site.scratch(listed), site.scratch(listed, torch.int32)
@@ -87,17 +88,16 @@ def lower_sample(site: Site) -> list[Call]:
         counts = site.scratch((*chunks, BINS), torch.int32)
         given = (logits, best, temperature, *filters, totals, moments, counts)
         calls.append(launch(sampling.survey, how.grid, *given, *sizes, **unit, **tile))
-        listing = (*given, values, ids, lengths, *sizes)
-        calls.append(launch(sampling.gather, how.grid, *listing, CANDIDATES=tiles.candidates, **unit, **tile))
+        listing = (*given, values, ids, lengths, *sizes, candidates)
+        calls.append(launch(sampling.gather, how.grid, *listing, **unit, **tile))
     last = layout(num_rows, vocab, tiles.drawn, tiles.programs)
-    drawn = (*filters, site.tensor("uniform"), site.output(), *sizes)
+    drawn = (*filters, site.tensor("uniform"), site.output(), *sizes, candidates)
     calls.append(
         launch(
             drawing.choose,
             (last.grid[0],),
             *(logits, best, best_at, totals, moments, values, ids, lengths, temperature, *drawn),
             SURVEYED=is_surveyed,
-            CANDIDATES=tiles.candidates,
             **unit,
             BR=last.rows,
             BC=last.block,

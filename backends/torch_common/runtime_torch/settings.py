@@ -43,7 +43,9 @@ class Tiles:
     drawn: int = 1024
     """Of one that looks at all that may be drawn, mostly a short list, again and again."""
     candidates: int = 1 << 14
-    """Of a row that may survive its filters, where they are listed; longer lists are not made."""
+    """Of a row that may survive its filters, where they are listed: room for so many at least."""
+    listed: int = 1 << 20
+    """Of all rows together, where they are few: there a list may be longer. What has no room is not listed."""
     compared: int = 64
     """Tokens that a program of `penalize` compares with as many others."""
 

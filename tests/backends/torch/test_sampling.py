@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.oracle, pytest.mark.timeout(300)]
 
 BORDER = 2.0**-16
 """See `runtime_conformance.judging.discrete`."""
-LISTS = replace(INTERPRETED, candidates=64)
+LISTS = replace(INTERPRETED, candidates=64, listed=1)
 """Rows of more than 64 columns have lists of candidates, or are too flat for one."""
-SMALL = replace(INTERPRETED, sampled=256, drawn=128, candidates=64, compared=4, programs=16)
+SMALL = replace(INTERPRETED, sampled=256, drawn=128, candidates=64, listed=1, compared=4, programs=16)
 """Several tiles in a chunk, several chunks in a row."""
 OFF: Mapping[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "uniform": 0.5}
 
@@ -203,7 +203,7 @@ def test_rows_with_nan_infinity_or_nothing_give_minus_one_and_others_their_token
 
 @pytest.mark.parametrize(
     ("num_rows", "vocab", "launches", "most_bytes"),
-    [(1, 128_256, 4, 1 << 19), (64, 128_256, 4, 1 << 24), (64, 4096, 2, 1 << 16)],
+    [(1, 128_256, 4, 1 << 22), (64, 128_256, 4, 1 << 24), (64, 4096, 2, 1 << 16)],
 )
 def test_few_launches_and_little_memory_draw_tokens(
     num_rows: int, vocab: int, launches: int, most_bytes: int, monkeypatch: pytest.MonkeyPatch

@@ -226,8 +226,8 @@ def _draw(
 @triton.jit(do_not_specialize=["num_rows", "num_chunks"])
 def choose(
     logits, best, best_at, totals, moments, values, ids, lengths, temperature, top_k, top_p, min_p, typical_p, uniform,
-    token_ids, num_rows, vocab, chunk, num_chunks, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
-    CANDIDATES: tl.constexpr, CHUNKS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    token_ids, num_rows, vocab, chunk, num_chunks, candidates, UNIT: tl.constexpr, SURVEYED: tl.constexpr,
+    CHUNKS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
     """A token for each row. Without SURVEYED there are neither sums of chunks nor lists: rows are searched."""
     rows, top, is_row, is_warm, rate = _rows(temperature, best, num_rows, num_chunks, CHUNKS, BR)
@@ -256,7 +256,7 @@ def choose(
             moment = tl.sum(tl.load(moments + place, mask=has_moment, other=0), axis=1)
         ends = tl.where(is_warm & (is_whole == 0), length, 0)
         row = rows.to(tl.int64)
-        source = (tl.where(is_listed, values + row * CANDIDATES, logits + row * vocab), ends)
+        source = (tl.where(is_listed, values + row * candidates, logits + row * vocab), ends)
         # a row without filters: the chunk in which its token is found, from the sums
         whole = tl.sum(of_chunk, axis=1)
         target = _share(whole, u, False)
@@ -267,6 +267,6 @@ def choose(
             source, top, rate, (k, p, m, t), u, is_warm, (whole, moment), begin, UNIT, BR, BC
         )
         if SURVEYED:
-            drawn = tl.where(is_listed, tl.load(ids + row * CANDIDATES + drawn, mask=is_listed, other=0), drawn)
+            drawn = tl.where(is_listed, tl.load(ids + row * candidates + drawn, mask=is_listed, other=0), drawn)
         chosen = tl.where(is_warm, drawn, chosen)
     tl.store(token_ids + rows, chosen, mask=is_row)

@@ -186,10 +186,9 @@ def _last_bin(count, total, moment, k, p, m, t, UNIT: tl.constexpr):
 @triton.jit(do_not_specialize=["num_rows", "num_chunks"])
 def gather(
     logits, best, temperature, top_k, top_p, min_p, typical_p, totals, moments, counts, values, ids, lengths, num_rows,
-    vocab, chunk, num_chunks, UNIT: tl.constexpr, CANDIDATES: tl.constexpr, CHUNKS: tl.constexpr, BR: tl.constexpr,
-    BC: tl.constexpr,
+    vocab, chunk, num_chunks, candidates, UNIT: tl.constexpr, CHUNKS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """Tokens that may survive the filters of each row, in order of id; length -1 where the row has no list."""
+    """Tokens that may survive the filters of each row, in order of id; more than `candidates` are not listed (-1)."""
     rows, top, _, is_warm, rate = _rows(temperature, best, num_rows, num_chunks, CHUNKS, BR)
     top = tl.where(is_warm, top, 0.0)
     k, p, m, t, is_filtered = _filters(top_k, top_p, min_p, typical_p, rows, is_warm, vocab)
@@ -206,7 +205,7 @@ def gather(
         last_bin = _last_bin(tl.sum(count, axis=1), total, moment, k, p, m, t, UNIT)
         taken = tl.sum(tl.where(tl.arange(0, 128)[None, None, :] <= last_bin[:, None, None], count, 0), axis=2)
         found = tl.sum(taken.to(tl.int64), axis=1)
-        length = tl.where(is_filtered & (found <= CANDIDATES), found, -1).to(tl.int32)
+        length = tl.where(is_filtered & (found <= candidates), found, -1).to(tl.int32)
         offset = tl.sum(tl.where(chunks[None, :] < number, taken, 0), axis=1)
         is_listed = length >= 0
         if _any(is_listed):
@@ -219,7 +218,7 @@ def gather(
                 v = tl.load(logits + row * vocab + at_token[None, :], mask=inside, other=float("-inf"))
                 is_near = inside & (_bin(_depth(v, top[:, None], rate[:, None])) <= last_bin[:, None])
                 ahead = tl.cumsum(is_near.to(tl.int32), axis=1)
-                to = row * CANDIDATES + offset[:, None] + ahead - 1
+                to = row * candidates + offset[:, None] + ahead - 1
                 tl.store(values + to, v, mask=is_near)
                 tl.store(ids + to, at_token[None, :] + tl.zeros([BR, BC], tl.int32), mask=is_near)
                 offset += tl.sum(is_near.to(tl.int32), axis=1)
