@@ -44,6 +44,16 @@ class Tiles:
     programs: int = 512
     """Programs that fill the device: few rows are split along K, and few queries along the keys, up to so many."""
     max_splits: int = 16
+    sampled: int = 2048
+    """Elements of a program that looks at rows of logits."""
+    drawn: int = 1024
+    """Of one that looks at all that may be drawn, mostly a short list, again and again."""
+    candidates: int = 1 << 14
+    """Of a row that may survive its filters, where they are listed: room for so many at least."""
+    listed: int = 1 << 20
+    """Of all rows together, where they are few: there a list may be longer. What has no room is not listed."""
+    compared: int = 64
+    """Tokens that a program of `penalize` compares with as many others."""
 
 
 INTERPRETED = Tiles(
@@ -62,6 +72,9 @@ INTERPRETED = Tiles(
     tokens=64,
     programs=1,
     max_splits=2,
+    sampled=1 << 20,
+    drawn=1 << 20,
+    compared=1024,
 )
 """For Triton's interpreter."""
 
