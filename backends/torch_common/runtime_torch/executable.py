@@ -155,10 +155,11 @@ class RegionExecutable:
         """The bucket of a step, if it has one and the outputs have room for it; looked up where it is known."""
         if self._inbox is None:
             return None
-        key = (*[dims.get(name) for name in self._free], *[bound[v].nbytes for v in self._region.outputs])
+        key = (*[dims.get(name) for name in self._free], *[bound[v].nbytes for v in self._boundary])
         if key not in self._buckets:
             made = find_bucket(self._region, self._settings, dims)
-            fits = made is not None and all(bound[v].nbytes >= v.spec.nbytes(made) for v in self._region.outputs)
+            direct = [v for v in self._boundary if v not in self._inbox.buffers]
+            fits = made is not None and all(bound[v].nbytes >= v.spec.nbytes(made) for v in direct)
             self._buckets[key] = Padding(made, self._inbox.entries(made)) if made is not None and fits else None
         return self._buckets[key]
 

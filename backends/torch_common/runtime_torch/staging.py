@@ -11,8 +11,8 @@ import torch
 
 from runtime.backend import Region, Value
 from runtime_torch.accelerator import Accelerator
-from runtime_torch.buckets import largest_bucket, ports_of
-from runtime_torch.calls import Call, cdiv, clamp, launch
+from runtime_torch.buckets import COLUMNS, largest_bucket, ports_of, staged_inputs
+from runtime_torch.calls import NO_FAULT, Call, cdiv, clamp, launch
 from runtime_torch.kernels import elementwise
 from runtime_torch.memory import Allocator, TorchBuffer
 from runtime_torch.settings import Settings, next_power
@@ -36,7 +36,7 @@ class Inbox:
     """
 
     def __init__(self, region: Region, settings: Settings, accelerator: Accelerator, allocator: Allocator) -> None:
-        self._values = tuple(region.inputs)
+        self._values = staged_inputs(region)
         self._ports = [ports_of(region, value) for value in self._values]
         self._accelerator = accelerator
         self._specs = [value.spec for value in self._values]
@@ -61,9 +61,12 @@ class Inbox:
     def unpack_call(self, bucket: Mapping[str, int], fault: torch.Tensor) -> Call:
         """The kernel that spreads the packed inputs in the shapes of the bucket, and clears the fault record.
 
-        Slots pad with -1 (nothing is written), borders repeat the last one (no queries), all else is zero. Of a wide
-        table only the columns of this step are written: lengths keep readers away from the others.
+        Slots pad with -1 (nothing is written), as do ids of tokens in histories and biases; borders repeat the last
+        one (no queries), all else is zero. Of a wide table only the columns of this step are written: lengths keep
+        readers away from the others.
         """
+        if not self._values:
+            return lambda: fault.fill_(NO_FAULT)
         largest = max(prod(spec.resolve(bucket)) for spec in self._specs)
         block = min(1024, next_power(largest))
         grid = (clamp(cdiv(largest, block), 1, MAX_PROGRAMS), len(self._values))
@@ -75,7 +78,8 @@ class Inbox:
         made = np.zeros((len(self._values), ENTRY), np.int32)
         for i, spec in enumerate(self._specs):
             shape = spec.resolve(bucket)
-            fill = -1 if "slot_mapping" in self._ports[i] else 0
+            are_ids = self._ports[i] & {"token_ids", "bias_ids"} and spec.shape[-1] in COLUMNS
+            fill = -1 if are_ids or "slot_mapping" in self._ports[i] else 0
             made[i, 3:] = self._starts[i], shape[0], prod(shape[1:]), fill, "query_start_loc" in self._ports[i]
         return made
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backend import DeviceConfig
+from runtime.backend import DeviceConfig, TensorSpec
+from runtime.dtypes import FORMATS
 from runtime.graph import GraphBuilder, make_region
 from runtime.ops import CATALOGUE, EXACT
 from runtime_torch.settings import INTERPRETED, Tiles
@@ -247,3 +248,45 @@ def test_penalties_and_biases_add_up_and_change_single_logits(tiles: Tiles):
     del inputs["bias_ids"], inputs["bias_values"]
     (expected,) = CATALOGUE["penalize@1"].run_reference(EXACT, inputs, {})
     np.testing.assert_allclose(run("penalize", tiles, **inputs), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_one_captured_choice_serves_all_batches_of_its_bucket():
+    """Rows, histories and biases grow and shrink; the rows beyond hold what an earlier batch left in them."""
+    import runtime_torch_cpu
+
+    from runtime.engine.sampling_graph import SamplingVariant, build_sampling_graph
+
+    vocab, rng = 90, np.random.default_rng(9)
+    graph = build_sampling_graph(vocab, SamplingVariant(penalties=True, random=True), max_num_seqs=8, max_model_len=256)
+    (token_ids,) = graph.outputs.values()
+    region = make_region("sampling", list(graph.nodes), graph.dims, [token_ids])
+    device = runtime_torch_cpu.captured.runtime_open(runtime_torch_cpu.INFO, DeviceConfig())
+    executable = device.compile(region, {}, {})
+    largest = {name: span.hi for name, span in graph.dims.items()}
+    values = graph.inputs | {token_ids.name: token_ids}
+    bound = {name: device.allocate(TensorSpec(v.spec.format, v.spec.resolve(largest))) for name, v in values.items()}
+    for num_rows, history, biases in ((4, 60, 3), (3, 40, 16), (4, 64, 1), (3, 5, 9), (7, 60, 9)):
+        ids = np.stack([rng.permutation(vocab)[:history] for _ in range(num_rows)]).astype(np.int32)
+        ids[:, history // 2 :] = -1
+        penalties = {
+            "logits": rng.normal(0, 3, (num_rows, vocab)).astype(np.float32),
+            "token_ids": ids,
+            "output_counts": rng.integers(0, 4, ids.shape).astype(np.int32),
+            **{n: rng.uniform(0.2, 1.5, num_rows).astype(np.float32) for n in ("repetition", "presence", "frequency")},
+            "bias_ids": rng.integers(-1, vocab, (num_rows, biases)).astype(np.int32),
+            "bias_values": rng.normal(0, 5, (num_rows, biases)).astype(np.float32),
+        }
+        (penalised,) = CATALOGUE["penalize@1"].run_reference(EXACT, penalties, {})
+        rows = rows_of(penalised, temperature=0.8, top_k=20, top_p=0.9, uniform=rng.random(num_rows))
+        for name, array in ({"history_ids": penalties.pop("token_ids")} | rows | penalties).items():
+            spec = TensorSpec(graph.inputs[name].spec.format, array.shape)
+            device.upload(bound[name], memoryview(np.ascontiguousarray(array)).cast("B"), spec).wait()
+        executable.submit(bound, {"R": num_rows, "H": history, "X": biases}).wait()
+        drawn = np.empty(num_rows, np.int32)
+        device.download(
+            bound[token_ids.name], memoryview(drawn).cast("B"), TensorSpec(FORMATS["i32"], drawn.shape)
+        ).wait()
+        assert drawn.tolist() == reference(rows).tolist()
+    assert executable.num_replays == 3
+    executable.close()
+    device.close()

@@ -91,11 +91,12 @@ def unpack(packed, staged, fault, BLOCK: tl.constexpr):
     source, target = packed + tl.load(entry), staged + tl.load(entry + 3)
     num_rows, num_columns = tl.load(entry + 4), tl.load(entry + 5)
     fill, repeats = tl.load(entry + 6), tl.load(entry + 7)
-    size = num_rows * columns
+    written = tl.where(fill != 0, num_columns, columns)
+    size = num_rows * written
     for start in range(tl.program_id(0) * BLOCK, size, tl.num_programs(0) * BLOCK):
         at = start + tl.arange(0, BLOCK)
-        row, column = at // columns, at % columns
+        row, column = at // written, at % written
         from_row = tl.where(repeats != 0, tl.minimum(row, rows - 1), row)
-        inside = (at < size) & (from_row < rows)
+        inside = (at < size) & (from_row < rows) & (column < columns)
         v = tl.load(source + from_row * columns + column, mask=inside, other=0)
         tl.store(target + row.to(tl.int64) * num_columns + column, tl.where(inside, v, fill), mask=at < size)
