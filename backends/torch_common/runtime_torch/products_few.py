@@ -16,7 +16,7 @@ FEW_TOKENS = 2
 """Up to here the rows of x stay in registers, beside the codes that both of them meet."""
 ALPHA, LIMIT = 1.702, 7.0
 """Of swiglu_oai within a feed-forward network."""
-MAX_WASTE = 1 / 8
+MAX_WASTE = 1 / 4
 """Of the steps along a row: longer ones are better, but for what they take beyond its end."""
 
 

@@ -140,3 +140,11 @@ def sum_pieces(v, ROWS: tl.constexpr, PIECES: tl.constexpr):
         if (PIECES >> level) > 1:
             v = tl.sum(tl.reshape(v, [ROWS, PIECES >> (level + 1), 2]), axis=2)
     return tl.reshape(v, [ROWS])
+
+
+@triton.jit
+def parts_of_x(x, start, K: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr, BU: tl.constexpr):
+    """x of BU pieces from column `start` on: [1, BU, WIDTH] for each of PARTS neighbours."""
+    at = start + tl.arange(0, BU * PARTS * WIDTH)[None, :]
+    xs = load(x + at, at < K, K % (BU * PARTS * WIDTH) == 0)
+    return split_neighbours(tl.reshape(xs, [1, BU, PARTS * WIDTH]), 1, BU, PARTS, WIDTH)
