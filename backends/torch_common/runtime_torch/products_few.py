@@ -16,8 +16,8 @@ FEW_TOKENS = 2
 """Up to here the rows of x stay in registers, beside the codes that both of them meet."""
 ALPHA, LIMIT = 1.702, 7.0
 """Of swiglu_oai within a feed-forward network."""
-MAX_WASTE = 1 / 4
-"""Of the steps along a row: longer ones are better, but for what they take beyond its end."""
+STEPS = ((1, 1.0), (2, 1.05), (4, 1.3))
+"""Parts of the longest step along a row, and what a shorter one costs: fewer threads load less at a time."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def few_tiles(tiles: Tiles, planes: Planes, num_rows: int, num_columns: int) -> 
     """So many rows that half of the programs which the device holds are there, up to what fits registers."""
     num_pieces = cdiv(num_columns, piece_elements(planes))
     most = min(tiles.few_pieces, next_power(num_pieces))
-    sizes = [size for size in (most, most // 2, most // 4) if size >= min(32, most)]
-    waste = {size: cdiv(num_pieces, size) * size / num_pieces - 1 for size in sizes}
-    pieces = next((size for size in sizes if waste[size] <= MAX_WASTE), min(sizes, key=lambda size: waste[size]))
+    # a step that reaches beyond the end of the row costs as much as any other
+    costs = {max(1, most // part): penalty for part, penalty in STEPS}
+    pieces = min(costs, key=lambda size: costs[size] * cdiv(num_pieces, size) * size)
     rows = power_below(clamp(num_rows // max(1, tiles.programs // 2), 1, tiles.few_rows))
     return FewTiles(rows, pieces, clamp(pieces // 32, 1, 8))
 

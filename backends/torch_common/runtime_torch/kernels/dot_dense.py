@@ -28,7 +28,7 @@ def dot_dense(
         if PER_WORD == 1:
             v = v.to(tl.float32)
         vs = split_neighbours(tl.reshape(v, [BN, BU, WORDS]), BN, BU, WORDS, 1)
-        xs = _elements_of_x(x, start, K, BU, PIECE)
+        xs = parts_of_x(x, start, K, PIECE // 4, 4, BU)
         if SCALE == 4:
             pieces = start // PIECE + tl.arange(0, BU)[None, :]
             at = row * (K // 128) + pieces // (128 // PIECE)
@@ -37,7 +37,7 @@ def dot_dense(
         else:
             acc = _add_elements(vs, xs, acc, PER_WORD, PIECE, BN, BU)
         if TOKENS == 2:
-            xs = _elements_of_x(x + K, start, K, BU, PIECE)
+            xs = parts_of_x(x + K, start, K, PIECE // 4, 4, BU)
             if SCALE == 4:
                 dot = _add_elements(vs, xs, tl.zeros([BN, BU], dtype=tl.float32), PER_WORD, PIECE, BN, BU)
                 second = tl.fma(s, dot, second)
@@ -47,31 +47,17 @@ def dot_dense(
 
 
 @triton.jit
-def _elements_of_x(x, start, K: tl.constexpr, BU: tl.constexpr, PIECE: tl.constexpr):
-    """x of each piece by elements: [1, BU] each, or [1, BU, 1]."""
-    ALL: tl.constexpr = K % (BU * PIECE) == 0
-    if PIECE == 8:
-        # four neighbours a load, where their thread wants them; longer pieces would find their neighbours too far apart
-        at = start + tl.arange(0, BU)[None, :, None] * 8 + tl.arange(0, 4)[None, None, :]
-        a, b, c, d = split_words(load(x + at, at < K, ALL), 1, BU, 4)
-        at += 4
-        e, f, g, h = split_words(load(x + at, at < K, ALL), 1, BU, 4)
-        made = (a, b, c, d, e, f, g, h)
-    else:
-        made = parts_of_x(x, start, K, PIECE, 1, BU)
-    return made
-
-
-@triton.jit
 def _add_elements(vs, xs, acc, PER_WORD: tl.constexpr, PIECE: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr):
     """acc [BN, BU] plus the products of pieces."""
-    for i in tl.static_range(PIECE):
-        v = tl.reshape(vs[i // PER_WORD], [BN, BU])
-        if PER_WORD == 2:
-            # the upper half of a float32 is a bf16
-            if i % 2 == 0:
-                v = (v << 16).to(tl.float32, bitcast=True)
-            else:
-                v = (v & -65536).to(tl.float32, bitcast=True)
-        acc = tl.fma(v, tl.broadcast_to(tl.reshape(xs[i], [1, BU]), [BN, BU]), acc)
+    for four in tl.static_range(PIECE // 4):
+        neighbours = split_words(xs[four], 1, BU, 4)
+        for i in tl.static_range(4):
+            v = tl.reshape(vs[(4 * four + i) // PER_WORD], [BN, BU])
+            if PER_WORD == 2:
+                # the upper half of a float32 is a bf16
+                if i % 2 == 0:
+                    v = (v << 16).to(tl.float32, bitcast=True)
+                else:
+                    v = (v & -65536).to(tl.float32, bitcast=True)
+            acc = tl.fma(v, tl.broadcast_to(neighbours[i], [BN, BU]), acc)
     return acc
