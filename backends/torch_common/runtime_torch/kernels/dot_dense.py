@@ -28,11 +28,12 @@ def dot_dense(
         if PER_WORD == 1:
             v = v.to(tl.float32)
         vs = split_neighbours(tl.reshape(v, [BN, BU, WORDS]), BN, BU, WORDS, 1)
-        xs = parts_of_x(x, start, K, PIECE // 4, 4, BU)
         if SCALE == 4:
             pieces = start // PIECE + tl.arange(0, BU)[None, :]
             at = row * (K // 128) + pieces // (128 // PIECE)
             s = load(scale + at, (row < num_left) & (pieces < K // PIECE), ALL)
+        xs = parts_of_x(x, start, K, PIECE // 4, 4, BU)
+        if SCALE == 4:
             acc = tl.fma(s, _add_elements(vs, xs, tl.zeros([BN, BU], dtype=tl.float32), PER_WORD, PIECE, BN, BU), acc)
         else:
             acc = _add_elements(vs, xs, acc, PER_WORD, PIECE, BN, BU)
