@@ -97,10 +97,18 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
         made.append((linear_few.linear_few, few, words))
         made.append((linear_few.linear_few_of_three, few | {"TOKENS": 1, "EVEN": True}, words))
         made.append((linear_few.gate_up_few, few | {"KIND": 4}, words))
-        many = {**fmt, "HAS_BIAS": True, "SPLITS": 2, "MODE": 1, "BM": 64, "BN": 64, "BU": 8}
+        many = {
+            **fmt,
+            "HAS_BIAS": True,
+            "SPLITS": 2,
+            "MODE": 1,
+            "BM": 64,
+            "BN": 64,
+            "BU": 8 if fmt["LO_BITS"] == 2 else 4,
+        }
         made.append((linear.linear_many, many, bf16 | lo))
         made.append((moe.moe_few, {**fmt, "HAS_BIAS": True, "BN": 8, "BU": 16}, lo))
-        grouped = {**fmt, "HAS_BIAS": False, "MODE": 1, "EXPERTS": 128, "BM": 16, "BN": 64, "BU": 8}
+        grouped = {**fmt, "HAS_BIAS": False, "MODE": 1, "EXPERTS": 128, "BM": 16, "BN": 64, "BU": many["BU"]}
         made.append((moe.moe_many, grouped, bf16 | lo))
         made.append((embed.embed_blocks, {**fmt, "SCALED": True, "BT": 1, "BU": 32}, lo))
     fp8 = {"x": "*bf16", "lo": "*fp8e4nv"}

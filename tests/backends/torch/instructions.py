@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import launches
 import triton
+from compile_kernels import CHIPS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from runtime.graph import GraphBuilder
+from runtime_torch.facts import Facts
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", re.M)
@@ -20,7 +27,7 @@ _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.
 
 @dataclass(frozen=True)
 class Assembly:
-    """What a kernel became. `loop` is the innermost loop with most products, or everything where there is none."""
+    """What a kernel became. `loop` is its innermost loop over products, or everything where there is none."""
 
     everything: Counter[str]
     loop: Counter[str]
@@ -29,11 +36,11 @@ class Assembly:
     shared_bytes: int
 
 
-def assemble(kernel: Any, signature: Any, constants: Any, aligned: Any, options: Any, capability: int = 90) -> Assembly:
+def assemble(launch: launches.Launch, capability: int = 90) -> Assembly:
     """Compiled for NVIDIA's compute capability, and disassembled by Triton's own tools."""
-    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
-    source = ASTSource(kernel, dict(signature), dict(constants), attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(options))
+    attributes = {(i,): [["tt.divisibility", 16]] for i in launch.aligned}
+    source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(made.asm["cubin"])
@@ -64,29 +71,63 @@ def _loop(text: str) -> str:
     return min(found, key=len)
 
 
-def describe(name: str, made: Assembly, weights: float, num_steps: int) -> str:
-    """One line; `weights` are those of a thread in one of `num_steps` steps."""
-    return (
-        f"{name:28} {per_weight(made, weights):5.2f} a weight in the loop, {overall(made, weights, num_steps):5.2f} with "
-        f"what is around it; registers {made.registers}, spilled {made.spilled_bytes}, shared {made.shared_bytes}; "
-        + " ".join(f"{n}={c}" for n, c in made.loop.most_common(9))
-    )
+@dataclass(frozen=True)
+class Cost:
+    """Instructions per weight of a product of few rows: in the loop, and with all that comes before and after it."""
+
+    inside: float
+    overall: float
 
 
-def _steps(made: Assembly, weights: float) -> int:
-    """How often the compiler has unrolled the loop: every weight is one product, or two for two rows of x."""
-    return max(1, int(made.loop["FFMA"] // weights)) if made.loop["FFMA"] < 2 * weights or weights < 64 else 1
-
-
-def per_weight(made: Assembly, weights: float) -> float:
-    """Instructions of the loop per weight."""
-    return sum(made.loop.values()) / (weights * _steps(made, weights))
-
-
-def overall(made: Assembly, weights: float, num_steps: int) -> float:
-    """Instructions per weight of a program that takes `num_steps` steps."""
+def cost(launch: launches.Launch, made: Assembly) -> Cost:
+    """Every weight is one FFMA for each row of x, which says how often the compiler has unrolled the loop."""
+    known = dict(launch.constants)
+    weights = known["BN"] * known["BU"] * _piece(launch) / (32 * dict(launch.options)["num_warps"])
+    num_steps = -(-known["K"] // (known["BU"] * _piece(launch)))
+    num_weights = 2 if launch.kernel.__name__ == "gate_up_few" else 1
     inside, everything = sum(made.loop.values()), sum(made.everything.values())
     if inside == everything:
-        return everything / (weights * num_steps)
-    rounds = num_steps / _steps(made, weights)
-    return (everything - inside + inside * rounds) / (weights * num_steps)
+        return Cost(*[everything / (weights * num_steps * num_weights)] * 2)
+    unrolled = max(1, round(made.loop["FFMA"] / (weights * known["TOKENS"]) - 0.2))
+    around = everything - inside
+    return Cost(inside / (weights * unrolled), inside / (weights * unrolled) + around / (weights * num_steps))
+
+
+def _piece(launch: launches.Launch) -> int:
+    known, lo = dict(launch.constants), dict(launch.signature)["lo"]
+    if known["SCALE"] < 3:
+        return 16 if known["LO_BITS"] == 8 else 32
+    return {"*fp32": 4, "*fp16": 8, "*bf16": 8, "*i32": 8, "*fp8e4nv": 16}[lo]
+
+
+def launches_of(fmt: str, num_rows: int, num_columns: int, num_tokens: int = 1) -> list[launches.Launch]:
+    """What a linear layer launches on an H200."""
+    backend, chip = CHIPS["sm90"]
+    settings = importlib.import_module(f"runtime_{backend}.plugin").settings_of(Facts(torch="2.13.0", chips=(chip,)), 0)
+    found: dict[launches.Launch, None] = {}
+
+    def linear(builder: GraphBuilder) -> Any:
+        return launches._linear(builder, fmt, num_rows, num_columns)
+
+    with launches.recorded(found):
+        launches.Recorder(settings).lower(linear, T=num_tokens)
+    return list(found)
+
+
+def main(wanted: list[str]) -> None:
+    """One line for every `FORMAT:ROWSxCOLUMNS` or `FORMAT:ROWSxCOLUMNSxTOKENS`."""
+    for text in wanted:
+        fmt, _, sizes = text.partition(":")
+        for launch in launches_of(fmt, *map(int, sizes.split("x"))):
+            made = assemble(launch)
+            found = cost(launch, made)
+            most = " ".join(f"{name}={count}" for name, count in made.loop.most_common(9))
+            print(
+                f"{text} inside={found.inside:.2f} overall={found.overall:.2f} registers={made.registers} "
+                f"spilled={made.spilled_bytes} shared={made.shared_bytes} {most}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -140,3 +140,26 @@ def sum_pieces(v, ROWS: tl.constexpr, PIECES: tl.constexpr):
         if (PIECES >> level) > 1:
             v = tl.sum(tl.reshape(v, [ROWS, PIECES >> (level + 1), 2]), axis=2)
     return tl.reshape(v, [ROWS])
+
+
+@triton.jit
+def parts_of_x(x, start, K: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr, BU: tl.constexpr):
+    """x of BU pieces from column `start` on: [1, BU, WIDTH] for each of PARTS neighbours.
+
+    They are loaded side by side and brought to their threads through shared memory, which is also where compilers stop
+    to put off loads until their values are needed: those before it are on their way together. Pieces of 4 and 8 lie
+    near enough to one another for each thread to load its own, by fours.
+    """
+    if PARTS * WIDTH >= 16:
+        at = start + tl.arange(0, BU * PARTS * WIDTH)[None, :]
+        xs = load(x + at, at < K, K % (BU * PARTS * WIDTH) == 0)
+        made = split_neighbours(tl.reshape(xs, [1, BU, PARTS * WIDTH]), 1, BU, PARTS, WIDTH)
+    else:
+        ALL: tl.constexpr = K % (BU * PARTS * 4) == 0
+        at = start + tl.arange(0, BU)[None, :, None] * (PARTS * 4) + tl.arange(0, 4)[None, None, :]
+        a = load(x + at, at < K, ALL)
+        b = a
+        if PARTS == 2:
+            b = load(x + (at + 4), at + 4 < K, ALL)
+        made = (a, b)
+    return made
