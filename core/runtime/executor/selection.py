@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,8 +45,8 @@ def matches(pattern: str, name: str) -> bool:
 def check_rules(rules: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
     """Raise InvalidArgument for rules (pattern, device) over nodes called `names` that can hardly be meant.
 
-    Each must select something. A slice may not reach beyond the last part, and slices of the same parts follow one
-    another: none takes what another has, and what lies between two of them is selected by some rule.
+    Each must select something, and slices of the same parts must not overlap. As Python's, slices may reach beyond the
+    last part, so that the same rules serve models of many sizes; parts that none takes stay with the chosen device.
     """
     slices: dict[tuple[str, str], list[_Slice]] = {}
     for pattern, device in rules:
@@ -54,22 +55,21 @@ def check_rules(rules: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
         numbers = _numbers(before, names) if found else []
         rule = f"'{pattern}={device}'"
         there = f"there are {before}.{numbers[0]} to {before}.{numbers[-1]}" if numbers else ""
-        if not any(matches(pattern, name) for name in names):
+        if not any(matches(f"{before}[:]{after}" if found else pattern, name) for name in names):
             raise _selects_nothing(
                 rule, pattern, there + (f", and no node in them is called {after}" * bool(after)), names
             )
-        if found is None:
-            continue
-        start, stop = int(found[1] or 0), int(found[2]) if found[2] else numbers[-1] + 1
-        if stop > numbers[-1] + 1:
-            raise InvalidArgument(
-                f"placement {rule} reaches beyond the last part: {there}", remedy=f"write {before}[{start}:]{after}"
-            )
-        slices.setdefault((before, after), []).append(_Slice(start, stop, rule))
+        if found is not None:
+            stop = int(found[2]) if found[2] else sys.maxsize
+            slices.setdefault((before, after), []).append(_Slice(int(found[1] or 0), stop, rule))
     for (before, after), of_the_same in slices.items():
         ordered = sorted(of_the_same, key=lambda s: (s.start, s.stop))
         for one, other in itertools.pairwise(ordered):
-            _check_neighbours(one, other, before, after, [pattern for pattern, _ in rules], names)
+            if one.stop > other.start:
+                raise InvalidArgument(
+                    f"placements {one.rule} and {other.rule} both take {before}.{other.start}{after}",
+                    remedy="slices must not overlap: let the second begin where the first ends",
+                )
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,6 @@ class _Slice:
     start: int
     stop: int
     rule: str
-
-
-def _check_neighbours(
-    one: _Slice, other: _Slice, before: str, after: str, patterns: Sequence[str], names: Sequence[str]
-) -> None:
-    if one.stop > other.start:
-        raise InvalidArgument(
-            f"placements {one.rule} and {other.rule} both take {before}.{other.start}{after}",
-            remedy="slices must not overlap: let the second begin where the first ends",
-        )
-    if one.stop == other.start:
-        return
-    gap = f"{before}[{one.stop}:{other.start}]{after}"
-    if any(matches(gap, name) and not any(matches(pattern, name) for pattern in patterns) for name in names):
-        raise InvalidArgument(
-            f"placements {one.rule} and {other.rule} leave out {gap}, which no rule selects",
-            remedy=f"say where it runs too: {gap}=DEVICE",
-        )
 
 
 def _numbers(before: str, names: Sequence[str]) -> list[int]:

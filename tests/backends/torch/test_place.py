@@ -113,7 +113,7 @@ def test_the_status_line_and_the_plan_name_both_devices_with_their_shares_and_me
             "placement 'layers[2:]=broken': backend 'broken' (refusing 0) was rejected at stage import: No module named 'module_that_is_missing'",
         ),
         ("layers[0:3]=torch-cpu,layers[2:]=cpu", "both take layers.2\n       slices must not overlap"),
-        ("layers[0:8]=torch-cpu,layers[8:]=cpu", "reaches beyond the last part: there are layers.0 to layers.4"),
+        ("layers[0:3]=torch-cpu,lyers[3:]=cpu", "'lyers[3:]=cpu' selects nothing: the nodes are"),
         ("layers[0:2]", "'layers[0:2]' is not of the form PATTERN=DEVICE\n       write e.g. \"layers[0:8]=cuda"),
     ],
 )

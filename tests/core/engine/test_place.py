@@ -63,7 +63,7 @@ def test_a_device_that_is_too_small_for_its_share_is_named():
             "layers[1:]=cpuu",
             r"placement 'layers\[1:\]=cpuu': there is no backend 'cpuu'; did you mean 'cpu'\?; installed: ",
         ),
-        ("layers[5:]=host", r"placement 'layers\[5:\]=host' selects nothing: there are layers.0 to layers.4"),
+        ("lyers[2:]=host", r"placement 'lyers\[2:\]=host' selects nothing: the nodes are embed_tokens, layers"),
         ("layers[0:3]=host,layers[2:]=cpu", "both take layers.2; slices must not overlap"),
     ],
 )
