@@ -12,8 +12,8 @@ import pytest
 
 from runtime.backend import DeviceConfig
 
-PLUGIN = Path(__file__).resolve().parent / "plugin"
-sys.path[:0] = [str(PLUGIN)]
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "plugin"), str(HERE)]
 if importlib.util.find_spec("triton") is not None:
     # Triton decides between compiling and interpreting when it is imported, which other tests may do first
     os.environ["TRITON_INTERPRET"] = "1"

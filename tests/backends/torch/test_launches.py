@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,7 +88,6 @@ def test_a_layer_launches_its_products_and_five_kernels_more(monkeypatch: pytest
 
 @pytest.mark.parametrize("num_tokens", [1, 64, 256, 4096])
 def test_attention_is_one_launch_on_a_chip_whatever_the_batch(num_tokens: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     import launches
 
     from runtime_cuda.plugin import settings_of

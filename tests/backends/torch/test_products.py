@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_kernels import random_blocks
+from stored_blocks import random_blocks
 
 from runtime.backend import DeviceConfig, TensorSpec
 from runtime.dtypes import FORMATS
