@@ -44,6 +44,14 @@ def test_the_probe_says_how_many_threads_and_which_instruction_set(cpu: LoadedBa
 
 
 @built
+def test_native_kernels_keep_keys_and_values_in_f16_and_blocks_of_64_tokens_unless_asked_otherwise(
+    cpu: LoadedBackend,
+) -> None:
+    (layout,) = cpu.manifest().kv_layouts
+    assert (layout.formats[0], layout.block_sizes) == ("f16", (64,))
+
+
+@built
 def test_an_instruction_set_can_be_forced_and_a_wrong_one_is_refused(
     cpu: LoadedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,7 @@ CASES = [
     (absent_backend, "backend 'absent' cannot run here: no chip on the bus"),
     (broken_backend, "was rejected at stage import: No module named 'libacme_that_is_missing'"),
     (crashing_backend, "crashed with SIGABRT"),
-    (unknown_place, "there is no device 'gpu'; present: host, tiny"),
+    (unknown_place, "placement 'layers.*=gpu': there is no backend 'gpu'; did you mean"),
     (unknown_kv_format, "keeps no KV cache in q9"),
     (negative_temperature, "temperature = -1.0: it must be 0 (greedy) or positive"),
     (two_prompts, "the prompt was given more than once"),

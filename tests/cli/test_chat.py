@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ class Terminal:
         self.seen = ""
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
+            # tests that a shell runs in the background are started with Ctrl-C ignored, and a program inherits that
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(sys.executable, [sys.executable, "-m", "runtime", *arguments], environment)
 
     def until(self, text: str, limit_s: float = 20.0) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device_in_use import blocks_for
 
 from runtime import LLM, RequestOutput, SamplingParams
 from runtime.engine import async_llm
@@ -187,9 +188,9 @@ def test_an_embedding_gets_blocks_although_requests_would_take_them_all() -> Non
         assert not all(stream.done() for stream in streams)
         assert all(outputs[-1].finish_reason == "length" for outputs in await asyncio.gather(*streams))
         stats = llm.stats()
-        assert stats.num_free_blocks == stats.num_blocks == 4
+        assert stats.num_free_blocks == stats.num_blocks == blocks_for(256)
 
-    run(body, max_model_len=128, num_kv_blocks=4)
+    run(body, max_model_len=128, num_kv_blocks=blocks_for(256))
 
 
 def test_an_embedding_that_nobody_waits_for_is_not_computed() -> None:

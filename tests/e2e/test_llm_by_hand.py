@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from device_in_use import blocks_for
 
 from runtime import LLM, RequestOutput, SamplingParams
 from runtime.errors import InvalidArgument
@@ -151,7 +152,7 @@ def test_texts_are_embedded_together_and_give_what_each_gives_alone(llm: LLM) ->
 
 
 def test_texts_wait_for_blocks_of_each_other_and_of_requests() -> None:
-    with LLM(max_num_seqs=4, max_model_len=128, num_kv_blocks=3) as llm:
+    with LLM(max_num_seqs=4, max_model_len=128, num_kv_blocks=blocks_for(192)) as llm:
         texts = [[20 + i] * 100 for i in range(3)]
         llm.add_request("a", PROMPT, GREEDY)
         llm.step()

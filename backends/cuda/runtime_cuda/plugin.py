@@ -65,6 +65,7 @@ def settings_of(facts: Facts, index: int) -> Settings:
 def _tiles(chip: Chip) -> Tiles:
     """Enough programs for every multiprocessor to hold four; larger tiles where shared memory is large."""
     is_large = chip.capability == (8, 0) or (9, 0) <= chip.capability < (12, 0)
+    is_hopper = (9, 0) <= chip.capability < (12, 0)
     return Tiles(
         programs=max(64, 4 * chip.compute_units),
         many_tokens=128 if is_large else 64,
@@ -72,7 +73,10 @@ def _tiles(chip: Chip) -> Tiles:
         product_tile=(1 << 15) if is_large else (1 << 13),
         expert_sums=1 << (15 if is_large and chip.capability >= (9, 0) else 14 if is_large else 13),
         attention_rows=128 if is_large else 64,
-        tile_bytes=(1 << 15) if is_large else (1 << 14),
+        attention_keys=128 if is_hopper else 64,
+        # two steps of keys and values, of which one is multiplied; older chips have no loads beside their products
+        attention_stages=5 if is_large else 0,
+        tile_bytes=(1 << 16) if is_hopper else (1 << 15) if is_large else (1 << 14),
     )
 
 

@@ -53,12 +53,9 @@ class Accelerator:
         held = self._module.memory_reserved(self.device) - self._module.memory_allocated(self.device)
         return min(total, free + held), total
 
-    def to_host(self, source: torch.Tensor) -> torch.Tensor:
-        """A copy of a small tensor on its way to pinned memory; complete when the stream is."""
-        if not self.is_async:
-            return source.clone()
-        target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-        return target.copy_(source, non_blocking=True)
+    def pinned(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory of the host that the device reads and writes by itself."""
+        return torch.empty(size, dtype=dtype, pin_memory=self.is_async)
 
     def capture(self, work: Callable[[], None], pool: Any) -> Any:
         """A graph of what `work` submits, to be replayed. `work` must have run before, so that all is compiled."""

@@ -1,57 +1,91 @@
-"""Steps of few tokens, padded to the sizes of a bucket: a captured step serves every batch of its bucket."""
+"""Steps of few tokens or rows, padded to the sizes of a bucket: a captured step serves every batch of its bucket."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
-
-import torch
 
 from runtime.backend import Region, Value
-from runtime_torch.calls import Call, launch
-from runtime_torch.kernels import elementwise
-from runtime_torch.memory import DTYPES, TorchBuffer
+from runtime_torch.memory import DTYPES
 from runtime_torch.settings import Settings, next_power
 
-STEP_INPUTS = (
-    *("token_ids", "positions", "slot_mapping", "query_start_loc"),
-    *("seq_lens", "block_table", "rows", "inv_freq"),
+STEP_INPUTS = frozenset(
+    {"token_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "block_table", "rows", "inv_freq"}
 )
 """Ports of step inputs whose padding is known to do nothing; a region with others is not padded."""
-NUM_SIZES = 8
+PADDED = ("T", "S", "R")
+"""Dimensions that are padded to one of the settings' sizes."""
+ROW_OPS = frozenset({"sample@1", "penalize@1", "argmax@1", "softmax@1", "topk@1", "linear@1"})
+"""Operations of sampling: each row by itself, so that it does not matter what padding rows hold."""
+COLUMNS = {"H": (64, 8192), "X": (16, 256)}
+"""Histories and biases of sampling are padded to powers of two within these, and more of them are not captured."""
+DEPENDENT = ("Q", "P")
+"""Dimensions of a bucket that follow from the others, and from what the region can hold."""
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Sizes that a step is padded to, and the order of its true sizes in the record on the device."""
-
-    dims: Mapping[str, int]
-    symbols: tuple[str, ...]
-
-
-def find_bucket(region: Region, settings: Settings, dims: Mapping[str, int]) -> Bucket | None:
-    """The bucket of a step, or None where it is to be run as it is."""
-    if not is_paddable(region):
-        return None
+def find_bucket(region: Region, settings: Settings, dims: Mapping[str, int]) -> dict[str, int] | None:
+    """The sizes that a step of a paddable region is padded to, or None where it is to be run as it is."""
     padded = dict(dims)
-    for name in ("T", "S", "R"):
+    for name in PADDED:
         size, span = dims.get(name), region.dims.get(name)
         if size is None or span is None:
             continue
-        fitting = [b for b in settings.buckets if b >= size]
-        if not fitting:
+        fitting = next((b for b in settings.buckets if b >= size), None)
+        if fitting is None:
             return None
-        padded[name] = min(fitting[0], span.hi)
-    if "S" in padded and "Q" in padded:
-        padded["Q"] = padded["S"] + 1
-    if "P" in padded and "P" in region.dims:
-        padded["P"] = region.dims["P"].hi
-    return Bucket(padded, tuple(sorted(s for s in padded if s in region.dims))[:NUM_SIZES])
+        padded[name] = min(fitting, span.hi)
+    for name, (least, most) in COLUMNS.items():
+        if name in region.dims and name in padded:
+            if padded[name] > most:
+                return None
+            padded[name] = min(max(least, next_power(padded[name])), region.dims[name].hi)
+    return _dependent(region, padded)
+
+
+def largest_bucket(region: Region, settings: Settings) -> dict[str, int]:
+    """The sizes that no bucket exceeds."""
+    most = {name: span.hi for name, span in region.dims.items()}
+    limits = dict.fromkeys(PADDED, settings.buckets[-1]) | {name: end for name, (_, end) in COLUMNS.items()}
+    return _dependent(region, most | {n: min(most[n], end) for n, end in limits.items() if n in most})
+
+
+def _dependent(region: Region, sizes: dict[str, int]) -> dict[str, int]:
+    if "S" in sizes and "Q" in sizes:
+        sizes["Q"] = sizes["S"] + 1
+    if "P" in sizes and "P" in region.dims:
+        sizes["P"] = region.dims["P"].hi
+    return sizes
+
+
+def ports_of(region: Region, value: Value) -> set[str]:
+    """Names of all ports that `value` enters."""
+    return {port for node in region.nodes for port, v in node.inputs.items() if v is value}
+
+
+def is_sampling(region: Region) -> bool:
+    """Whether it chooses tokens, and everything in it belongs to one row."""
+    inputs = set(region.inputs)
+    chooses = any(node.op.key in ("sample@1", "argmax@1") for node in region.nodes)
+    values = [v for n in region.nodes for v in (*n.outputs, *n.inputs.values()) if v in inputs or v in n.outputs]
+    columns = [dim for value in region.inputs for dim in value.spec.shape[1:]]
+    return (
+        chooses
+        and all(node.op.key in ROW_OPS for node in region.nodes)
+        and all(value.spec.shape[:1] == ("R",) for value in values)
+        and all(isinstance(dim, int) or dim in COLUMNS for dim in columns)
+    )
+
+
+def staged_inputs(region: Region) -> tuple[Value, ...]:
+    """Inputs that captured steps read padded; rows of logits are read where they lie."""
+    if not is_sampling(region):
+        return tuple(region.inputs)
+    return tuple(v for v in region.inputs if not isinstance(v.spec.shape[-1], int))
 
 
 def is_paddable(region: Region) -> bool:
-    """Whether padding changes nothing: a step of a model, all of whose inputs are known."""
+    """Whether padding changes nothing: a step of a model, all of whose inputs are known, or the choice of tokens."""
+    if is_sampling(region):
+        return True
     uses: dict[Value, set[str]] = {v: set() for v in region.inputs}
     has_attention = False
     for node in region.nodes:
@@ -60,34 +94,6 @@ def is_paddable(region: Region) -> bool:
             if value in uses:
                 uses[value].add(port)
     symbolic = all(any(isinstance(d, str) for d in v.spec.shape) for v in region.inputs)
-    known = all(ports <= set(STEP_INPUTS) or v.spec.format.name == "f32" for v, ports in uses.items())
-    return has_attention and symbolic and known
-
-
-def stage_call(
-    value: Value, ports: set[str], bucket: Bucket, source: TorchBuffer, target: torch.Tensor, sizes: torch.Tensor
-) -> Call:
-    """A kernel that brings a step input into the shape of the bucket, `target`.
-
-    Slots pad with -1 (nothing is written), borders repeat the last one (no queries), all else is zero.
-    """
-    shape = value.spec.shape
-    padded = value.spec.resolve(bucket.dims)
-    num_outer, num_inner = padded[0], prod(padded[1:])
-    inner = shape[1] if len(shape) > 1 else 1
-    dtype = DTYPES[value.spec.format.name]
-    fill = -1 if "slot_mapping" in ports else 0
-    block_inner = min(next_power(num_inner), 1024)
-    block_outer = max(1, min(next_power(num_outer), 4096 // block_inner))
-    grid = (-(-num_outer // block_outer), -(-num_inner // block_inner))
-    whole = source.raw.view(dtype) if source.raw.numel() % dtype.itemsize == 0 else source.raw
-    return launch(
-        elementwise.stage,
-        grid,
-        *(whole, target, sizes, bucket.symbols.index(str(shape[0]))),
-        bucket.symbols.index(inner) if isinstance(inner, str) else -1,
-        *(inner if isinstance(inner, int) else 1, num_outer, num_inner, fill),
-        REPEAT_LAST="query_start_loc" in ports,
-        BO=block_outer,
-        BI=block_inner,
-    )
+    known = all(ports <= STEP_INPUTS or v.spec.format.name == "f32" for v, ports in uses.items())
+    words = all(DTYPES[v.spec.format.name].itemsize == 4 for v in region.inputs if v.spec.format.name in DTYPES)
+    return has_attention and symbolic and known and words

@@ -12,7 +12,7 @@ import torch
 from runtime.backend import InvalidArgument, Node, TensorSpec
 from runtime_torch.memory import DTYPES, TorchBuffer
 from runtime_torch.planes import LAYOUTS
-from runtime_torch.settings import Settings
+from runtime_torch.settings import Settings, next_power
 
 Size = tuple[int, ...]
 Call = Callable[[], Any]
@@ -37,6 +37,7 @@ class Workspace:
         self._device = device
         self._memory: list[torch.Tensor] = []
         self._used = 0
+        self._zeros = torch.zeros(1 << 10, dtype=torch.int32, device=device)
 
     def reset(self) -> None:
         """The next node begins."""
@@ -52,6 +53,12 @@ class Workspace:
         start = self._used
         self._used += nbytes
         return self._memory[-1][start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+    def zeros(self, count: int) -> torch.Tensor:
+        """int32 [count or more] of zeros, which whoever changes them leaves as zeros; all nodes share them."""
+        if count > self._zeros.numel():
+            self._zeros = torch.zeros(next_power(count), dtype=torch.int32, device=self._device)
+        return self._zeros
 
 
 @dataclass
@@ -132,9 +139,8 @@ class Site:
 
     def attr(self, name: str) -> Any:
         """An attribute, or its default."""
-        default = next(a.default for a in self.node.op.attrs if a.name == name)
         value = self.node.attrs.get(name)
-        return default if value is None else value
+        return next(a.default for a in self.node.op.attrs if a.name == name) if value is None else value
 
     def scratch(self, shape: Size, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Memory until the next node."""

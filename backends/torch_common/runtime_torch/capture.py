@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from runtime_torch.accelerator import Accelerator
@@ -10,17 +10,28 @@ from runtime_torch.calls import Call, Checks
 
 
 class Program:
-    """The calls of a step at fixed sizes and addresses. `num_kernels` counts its launches."""
+    """The calls of a step at fixed sizes and addresses, made while they are first run: the device begins at once.
 
-    def __init__(self, calls: Sequence[Call], checks: Checks) -> None:
-        self._calls = tuple(calls)
+    `num_kernels` counts its launches.
+    """
+
+    def __init__(self, calls: Iterable[Call], checks: Checks) -> None:
+        self._made = iter(calls)
+        self._calls: list[Call] = []
         self.checks = checks
-        self.num_kernels = len(self._calls)
         self.num_replays = 0
+
+    @property
+    def num_kernels(self) -> int:
+        """Launches of a step, once it has run."""
+        return len(self._calls)
 
     def run(self) -> None:
         """Submit everything."""
         for call in self._calls:
+            call()
+        for call in self._made:
+            self._calls.append(call)
             call()
 
 
@@ -28,7 +39,7 @@ class CapturedProgram(Program):
     """The eager twin first, so that every kernel is built; then a graph of it, replayed from there on."""
 
     def __init__(
-        self, calls: Sequence[Call], checks: Checks, accelerator: Accelerator, pool: Callable[[], Any]
+        self, calls: Iterable[Call], checks: Checks, accelerator: Accelerator, pool: Callable[[], Any]
     ) -> None:
         super().__init__(calls, checks)
         self._accelerator = accelerator

@@ -25,6 +25,8 @@ from runtime_torch.settings import Settings
 POOL = "device"
 PINNED_BYTES = 64 << 20
 """Uploads go in pieces: pages are locked once and used again, and the host copies one piece while one travels."""
+KEPT_BYTES = 1 << 16
+"""Step inputs up to here go to the device with their step, see `Inbox`."""
 
 
 class TorchDevice:
@@ -96,10 +98,14 @@ class TorchDevice:
 
     def upload(self, target: Buffer, data: memoryview, spec: TensorSpec) -> TorchEvent:
         """Host to device, through pinned memory where that is apart; `data` may change once this returns there."""
-        buffer, nbytes, what = own(target), spec.nbytes(), f"uploading {spec}"
-        host = _host_bytes(data, nbytes, spec)
+        buffer, nbytes = own(target), spec.nbytes()
         _check_size(buffer, nbytes, spec)
         self._counters["bytes_uploaded"] += nbytes
+        if buffer.keeps and nbytes <= KEPT_BYTES and data.nbytes == nbytes:
+            buffer.keep(data)
+            return TorchEvent(None, "uploading")
+        what = f"uploading {spec}"
+        host = _host_bytes(data, nbytes, spec)
         with translated(what, nbytes), self._accelerator.use():
             if not self._accelerator.is_async:
                 buffer.raw[:nbytes].copy_(host)
@@ -191,6 +197,8 @@ def _host_bytes(data: memoryview, nbytes: int, spec: TensorSpec) -> torch.Tensor
     if not nbytes:
         return torch.empty(0, dtype=torch.uint8)
     array = np.frombuffer(data, np.uint8)
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         # torch has no read-only tensors and warns about one over mapped file pages; here it is only read
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,17 +22,26 @@ from runtime.backend import (
     Value,
 )
 from runtime_torch.accelerator import Accelerator, FailedEvent, TorchEvent
-from runtime_torch.buckets import NUM_SIZES, Bucket, find_bucket, stage_call
+from runtime_torch.buckets import DEPENDENT, find_bucket, is_paddable
 from runtime_torch.calls import NO_FAULT, Call, Shared, Site
 from runtime_torch.capture import CapturedProgram, Program
 from runtime_torch.checking import Checker
 from runtime_torch.errors import translated
 from runtime_torch.lowering import LOWER, fusions, places
-from runtime_torch.memory import DTYPES, Allocator, Lifetime, TorchBuffer, assign_slots, own
+from runtime_torch.memory import Allocator, Lifetime, TorchBuffer, assign_slots, own
 from runtime_torch.settings import Settings
+from runtime_torch.staging import Inbox
 
 NUM_EAGER = 8
 """Prepared steps that are kept; one of other sizes is prepared anew."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Sizes that a step is padded to, and what stands in front of its inputs, see `Inbox`."""
+
+    dims: Mapping[str, int]
+    entries: Any
 
 
 class RegionExecutable:
@@ -62,10 +73,17 @@ class RegionExecutable:
         self._symbols = sorted({d for n in region.nodes for d in _symbols(n)} | set(region.dims))
         self._fused = fusions(region)
         self._owned: list[TorchBuffer] = []
-        self._sizes = torch.zeros(NUM_SIZES, dtype=torch.int32, device=accelerator.device)
+        self._what = f"region {region.name}"
+        self._boundary = (*region.inputs, *region.outputs)
+        self._free = [name for name in region.dims if name not in DEPENDENT]
+        self._buckets: dict[tuple[object, ...], Padding | None] = {}
+        self._records: list[torch.Tensor] = []
+        self._inbox: Inbox | None = None
         try:
             self._pool = self._allocate_pool(allocator)
-            self._staged = self._allocate_staged(allocator) if settings.capture else {}
+            if settings.capture and is_paddable(region):
+                self._inbox = Inbox(region, settings, accelerator, allocator)
+                self._owned += self._inbox.owned
         except BaseException:
             self.close()
             raise
@@ -99,73 +117,93 @@ class RegionExecutable:
         self._programs.clear()
 
     def _submit(self, bindings: Mapping[str, Buffer], dims: Mapping[str, int]) -> TorchEvent:
-        what = f"region {self._region.name}"
-        bound = {v: own(bindings[v.name]) for v in (*self._region.inputs, *self._region.outputs)}
-        bucket = find_bucket(self._region, self._settings, dims) if self._settings.capture else None
-        if bucket is not None and not self._outputs_fit(bound, bucket):
-            bucket = None
-        with translated(what):
-            if bucket is not None:
-                true = [dims[s] for s in bucket.symbols] + [0] * (NUM_SIZES - len(bucket.symbols))
-                self._sizes.copy_(_on_its_way(true, self._accelerator), non_blocking=True)
-            program = self._program(bound, dims, bucket)
-            self._shared.fault.fill_(NO_FAULT)
-            program.run()
-            record = self._accelerator.to_host(self._shared.fault)
+        bound = {v: own(bindings[v.name]) for v in self._boundary}
+        padding = self._padding(bound, dims)
+        with translated(self._what):
+            if padding is None:
+                for buffer in bound.values():
+                    buffer.settle()
+                program = self._program(bound, dims, None)
+                self._shared.fault.fill_(NO_FAULT)
+            else:
+                assert self._inbox is not None
+                program = self._program(bound, padding.dims, padding)
+                self._inbox.send(padding.entries, bound, dims)
+            try:
+                program.run()
+            except BaseException:
+                self._forget(program)  # it may be half made
+                raise
+            record = self._records.pop() if self._records else self._accelerator.pinned(1, torch.int64)
+            record.copy_(self._shared.fault, non_blocking=True)
         self._counters["kernels_run"] += program.num_kernels
         event = self._accelerator.mark()
-        return TorchEvent(event, what, lambda: program.checks.fault(int(record.item())), keep=record)
+        if padding is not None and self._inbox is not None:
+            self._inbox.sent(event)
 
-    def _outputs_fit(self, bound: Mapping[Value, TorchBuffer], bucket: Bucket) -> bool:
-        return all(bound[v].nbytes >= v.spec.nbytes(bucket.dims) for v in self._region.outputs)
+        def find_fault() -> Exception | None:
+            found = int(record)
+            self._records.append(record)
+            return program.checks.fault(found)
 
-    def _program(self, bound: Mapping[Value, TorchBuffer], dims: Mapping[str, int], bucket: Bucket | None) -> Program:
+        return TorchEvent(event, self._what, find_fault, keep=record)
+
+    def _forget(self, program: Program) -> None:
+        self._programs = OrderedDict((k, p) for k, p in self._programs.items() if p is not program)
+
+    def _padding(self, bound: Mapping[Value, TorchBuffer], dims: Mapping[str, int]) -> Padding | None:
+        """The bucket of a step, if it has one and the outputs have room for it; looked up where it is known."""
+        if self._inbox is None:
+            return None
+        key = (*[dims.get(name) for name in self._free], *[bound[v].nbytes for v in self._boundary])
+        if key not in self._buckets:
+            made = find_bucket(self._region, self._settings, dims)
+            direct = [v for v in self._boundary if v not in self._inbox.buffers]
+            fits = made is not None and all(bound[v].nbytes >= v.spec.nbytes(made) for v in direct)
+            self._buckets[key] = Padding(made, self._inbox.entries(made)) if made is not None and fits else None
+        return self._buckets[key]
+
+    def _program(
+        self, bound: Mapping[Value, TorchBuffer], sizes: Mapping[str, int], padding: Padding | None
+    ) -> Program:
         """The prepared step for these sizes and this memory."""
-        sizes = dims if bucket is None else bucket.dims
-        addresses = (b.raw.data_ptr() for b in bound.values())
-        key = (bucket is None, *(sizes.get(s) for s in self._symbols), *addresses)
+        key = (padding is None, *[sizes.get(s) for s in self._symbols], *[b.address for b in bound.values()])
         program = self._programs.get(key)
         if program is None:
-            limit = NUM_EAGER if bucket is None else self._settings.max_graphs
-            same = [k for k in self._programs if k[0] == (bucket is None)]
+            limit = NUM_EAGER if padding is None else self._settings.max_graphs
+            same = [k for k in self._programs if k[0] == (padding is None)]
             if len(same) >= limit:
                 self._accelerator.synchronize()
                 del self._programs[same[0]]
-            program = self._programs[key] = self._prepare(bound, sizes, bucket)
+            program = self._programs[key] = self._prepare(bound, sizes, padding is not None)
         self._programs.move_to_end(key)
         return program
 
-    def _prepare(self, bound: Mapping[Value, TorchBuffer], sizes: Mapping[str, int], bucket: Bucket | None) -> Program:
+    def _prepare(self, bound: Mapping[Value, TorchBuffer], sizes: Mapping[str, int], is_padded: bool) -> Program:
         """Staging, checks of what comes from outside (a refused step changes no state), then the nodes."""
         calls: list[Call] = []
-        if bucket is not None:
-            bound, calls = self._stage(bound, bucket)
-        from_outside = frozenset((*self._region.inputs, *self._region.resident))
-        checker = Checker(from_outside)
+        if is_padded and self._inbox is not None:
+            calls.append(self._inbox.unpack_call(sizes, self._shared.fault))
+            bound = {**bound, **self._inbox.buffers}
+        checker = Checker(frozenset((*self._region.inputs, *self._region.resident)), self._shared)
         sites = {node: self._site(node, bound, sizes) for node in self._region.nodes}
         for site in sites.values():
-            calls += checker.calls(site)
+            checker.add(site)
+        calls += checker.calls()
+        made = chain(calls, self._lowered(sites))
+        if not is_padded or not self._accelerator.has_graphs:
+            return Program(made, checker.checks)
+        return CapturedProgram(made, checker.checks, self._accelerator, self._pool_of_graphs)
+
+    def _lowered(self, sites: Mapping[Node, Site]) -> Iterator[Call]:
+        """Calls of the nodes, one after the other."""
         absorbed = {node for fusion in self._fused.values() for node in fusion.nodes[:-1]}
         for node, site in sites.items():
             self._shared.workspace.reset()
             if node in absorbed or not all(_size(site, i) for i in range(len(node.outputs))):
                 continue
             fusion = self._fused.get(node)
-            calls += LOWER[node.op.key](site) if fusion is None else fusion.lower(*(sites[n] for n in fusion.nodes))
-        if bucket is None or not self._accelerator.has_graphs:
-            return Program(calls, checker.checks)
-        return CapturedProgram(calls, checker.checks, self._accelerator, self._pool_of_graphs)
-
-    def _stage(self, bound: Mapping[Value, TorchBuffer], bucket: Bucket) -> tuple[dict[Value, TorchBuffer], list[Call]]:
-        staged: dict[Value, TorchBuffer] = dict(bound)
-        calls: list[Call] = []
-        for value in self._region.inputs:
-            target = self._staged[value]
-            ports = {p for n in self._region.nodes for p, v in n.inputs.items() if v is value}
-            view = target.view(DTYPES[value.spec.format.name], value.spec.resolve(bucket.dims))
-            calls.append(stage_call(value, ports, bucket, bound[value], view, self._sizes))
-            staged[value] = target
-        return staged, calls
+            yield from LOWER[node.op.key](site) if fusion is None else fusion.lower(*(sites[n] for n in fusion.nodes))
 
     def _pool_of_graphs(self) -> Any:
         if self._graph_pool is None:
@@ -194,14 +232,6 @@ class RegionExecutable:
         self._owned += buffers
         return {value: buffers[slot] for value, slot in slots.items()}
 
-    def _allocate_staged(self, allocator: Allocator) -> dict[Value, TorchBuffer]:
-        """Step inputs at the largest sizes, where padded ones are kept."""
-        sizes = {name: span.hi for name, span in self._region.dims.items()}
-        inputs: list[Value] = [v for v in self._region.inputs if all(d in sizes for d in _names(v))]
-        made = {v: allocator.allocate(v.spec.nbytes(sizes), f"step input {v.name}") for v in inputs}
-        self._owned += made.values()
-        return made
-
 
 def _check_claims(region: Region, manifest: Manifest) -> None:
     """Raise Unsupported for nodes that the manifest excludes: no kernel was written with them in mind."""
@@ -212,10 +242,6 @@ def _check_claims(region: Region, manifest: Manifest) -> None:
             reasons += [f"node {node.name} ({node.op.key}): {why}" for why in match.reasons or ("no kernel",)]
     if reasons:
         raise Unsupported(f"{region.name} cannot be compiled for {manifest.backend}", reasons=reasons)
-
-
-def _on_its_way(values: list[int], accelerator: Accelerator) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32, pin_memory=accelerator.is_async)
 
 
 def _size(site: Site, index: int) -> int:

@@ -13,10 +13,14 @@ from runtime_torch.kernels import cache, rope
 from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F16, F16_EMULATED, F32
 from runtime_torch.memory import DTYPES
 from runtime_torch.products import products_calls
-from runtime_torch.settings import next_power, num_warps, power_below
+from runtime_torch.settings import next_power
 
 MIN_SEQS = 16
 """Fewer sequences are looked through as so many: a kernel is built for each power of two."""
+MAX_SUMS = 1 << 14
+"""Of a tile: eight warps hold 64 of them in the registers of a thread, beside as many scores."""
+LARGE_ROWS = 64
+"""Tiles from here on are those of prompts: one fills a multiprocessor, and most of its keys need no mask."""
 
 
 def lower_rope(site: Site) -> list[Call]:
@@ -24,15 +28,19 @@ def lower_rope(site: Site) -> list[Call]:
     x, inv_freq = site.tensor("x"), site.tensor("inv_freq")
     head_dim = site.attr("head_dim")
     num_heads = x.shape[1] // head_dim
-    items = x.shape[0] * num_heads
-    per_program = _heads_per_program(site, head_dim, items)
+    tokens, heads = _heads_per_program(site, head_dim, num_heads, x.shape[0])
     arguments = (x, site.tensor("positions"), inv_freq, site.output(), x.shape[0], num_heads, float(site.attr("scale")))
     constants = _rotary(head_dim, inv_freq.shape[0], site.attr("interleaved"))
-    return [launch(rope.rope, (cdiv(items, per_program),), *arguments, **constants, BR=per_program)]
+    grid = (cdiv(x.shape[0], tokens), cdiv(num_heads, heads))
+    return [launch(rope.rope, grid, *arguments, **constants, BT=tokens, BR=heads)]
 
 
-def _heads_per_program(site: Site, head_dim: int, items: int) -> int:
-    return clamp(site.settings.tiles.row_elements // next_power(head_dim) // 4, 1, next_power(items))
+def _heads_per_program(site: Site, head_dim: int, num_heads: int, num_rows: int) -> tuple[int, int]:
+    """Tokens, and heads of each; those of few tokens are spread over more programs."""
+    tiles = site.settings.tiles
+    elements = tiles.row_elements // (4 if num_rows > MIN_SEQS else 8)
+    heads = clamp(elements // next_power(head_dim), 1, next_power(num_heads))
+    return min(tiles.tokens, next_power(num_rows)), heads
 
 
 def _rotary(head_dim: int, num_freqs: int, interleaved: bool) -> dict[str, int]:
@@ -76,8 +84,7 @@ def lower_qkv_rope_write(site: Site) -> list[Call]:
     for part, heads in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads)):
         parts[part] = site.scratch((num_rows, heads * head_dim))
     calls += products_calls(site, x, parts)
-    items = num_rows * max(num_heads, num_kv_heads)
-    per_program = _heads_per_program(site, head_dim, items)
+    tokens, per_program = _heads_per_program(site, head_dim, num_kv_heads, num_rows)
     eps = site.node.attrs.get("eps")
     arguments = (
         *(parts["q"], parts["k"], parts["v"], site.tensor("positions"), site.tensor("slot_mapping"), inv_freq),
@@ -87,11 +94,9 @@ def lower_qkv_rope_write(site: Site) -> list[Call]:
     )
     constants = _rotary(head_dim, inv_freq.shape[0], site.attr("interleaved"))
     norms = {"Q_NORM": site.has("q_norm"), "K_NORM": site.has("k_norm")}
-    grid = (cdiv(items, per_program), 3)
-    calls.append(
-        launch(rope.qkv_rope_write, grid, *arguments, **constants, **norms, BR=per_program, BLOCK=next_power(head_dim))
-    )
-    return calls
+    grid = (cdiv(num_rows, tokens), cdiv(num_heads, per_program) + 2 * cdiv(num_kv_heads, per_program))
+    tile = {"BT": tokens, "BR": per_program, "BLOCK": next_power(head_dim)}
+    return [*calls, launch(rope.qkv_rope_write, grid, *arguments, **constants, **norms, **tile)]
 
 
 def lower_kv_copy_blocks(site: Site) -> list[Call]:
@@ -135,60 +140,63 @@ def _move(
 
 
 def lower_attention(site: Site) -> list[Call]:
-    """Tiles of queries; few of them are split over the keys and merged."""
+    """One launch: tiles of queries, of which long ones are split over the keys and merged by whoever comes last."""
     q, y, kv, tiles = site.tensor("q"), site.output(), site.tensor("kv"), site.settings.tiles
     (num_seqs, width), num_rows = site.shape("block_table"), q.shape[0]
     _, num_blocks, block_size, num_kv_heads, head_dim = kv.shape
-    num_heads = site.attr("num_heads")
-    group = num_heads // num_kv_heads
-    mode = attention_mode(site)
-    head_bytes = max(tiles.min_dot, next_power(head_dim)) * (4 if mode == F32 else 2)
-    wanted = tiles.min_dot if num_rows <= num_seqs else tiles.attention_rows
-    wanted = min(wanted, next_power(num_rows * group), tiles.tile_bytes // head_bytes)
-    rows = max(tiles.min_dot, next_power(group), wanted)
+    group, mode = site.attr("num_heads") // num_kv_heads, attention_mode(site)
+    rows, keys = _attention_tile(site, mode)
     queries = rows // group
-    most_keys = min(tiles.attention_keys, tiles.tile_bytes // 2 // head_bytes)
-    keys = max(tiles.min_dot, min(next_power(width * block_size), most_keys))
-    num_tiles = num_rows // queries + num_seqs
-    most_splits = min(tiles.max_splits, cdiv(width * block_size, 4 * keys))
-    splits = power_below(clamp(tiles.programs // (num_tiles * num_kv_heads), 1, most_splits))
-    shape = (splits, num_rows, num_heads)
-    is_split = splits > 1
-    partial = site.scratch((*shape, head_dim)) if is_split else y
-    largest, sums = (site.scratch(shape), site.scratch(shape)) if is_split else (y, y)
-    softcap = float(site.attr("softcap"))
+    is_large = rows >= LARGE_ROWS
+    programs = max(1, tiles.programs // ((4 if is_large else 2) * num_kv_heads))
+    least_steps = max(1, tiles.least_part // keys)
+    # every part but the last of a tile has its share of the work: there are no more than so many
+    num_tiles = min(num_rows, num_rows // queries + num_seqs + 1)
+    most_parts = 1 if programs == 1 else cdiv(cdiv(width * block_size, keys), least_steps)
+    num_items = min(num_tiles + programs, num_tiles * most_parts)
+    num_slots = 0 if most_parts == 1 else min(num_items, 2 * programs)
+    partial, largest, sums = y, y, y
+    if num_slots:
+        lines = (num_slots, num_kv_heads, rows)
+        partial, largest, sums = site.scratch((*lines, head_dim)), site.scratch(lines), site.scratch(lines)
+    scale = float(site.attr("scale"))
     arguments = (
         *(q, kv, site.tensor("block_table"), site.tensor("query_start_loc"), site.tensor("seq_lens")),
-        *(site.optional("sinks", q), site.optional("alibi_slopes", q), partial, largest, sums, site.fault),
-        *(num_rows, num_seqs, width, num_blocks * block_size, float(site.attr("scale")), softcap),
+        *(site.optional("sinks", q), site.optional("alibi_slopes", q), y, partial, largest, sums),
+        *(site.shared.workspace.zeros(num_slots * num_kv_heads), site.fault),
+        *(num_rows, num_seqs, width, num_blocks * block_size, programs),
+        *(float((scale > 0) - (scale < 0)), abs(scale) or 1.0, float(site.attr("softcap"))),
     )
-    seqs = max(MIN_SEQS, next_power(num_seqs))
-    head_size = max(tiles.min_dot, next_power(head_dim))
-    constants = {"MODE": mode, "SPLITS": splits, "SEQS": seqs, "BQ": queries, "BM": rows, "BK": keys}
+    constants = {"MODE": mode, "SEQS": max(MIN_SEQS, next_power(num_seqs + 1)), "BQ": queries, "BM": rows, "BK": keys}
     kernel = launch(
         attention_kernels.attention_tiles,
-        (num_tiles, num_kv_heads, splits),
+        (num_items, num_kv_heads),
         *arguments,
         **constants,
         **_attention_constants(site),
-        BD=head_size,
-        num_warps=num_warps(rows * head_size),
+        BD=max(tiles.min_dot, next_power(head_dim)),
+        LEAST_STEPS=least_steps,
+        PHASES=is_large,
+        num_warps=8 if rows > LARGE_ROWS or rows * head_dim > 1 << 13 else 4,
+        **({"num_stages": tiles.attention_stages} if tiles.attention_stages and not is_large else {}),
     )
-    if not is_split:
-        return [lambda: y.zero_(), kernel]
-    lines = num_rows * num_heads
-    per_program = clamp(tiles.row_elements // next_power(head_dim), 1, next_power(lines))
-    merge = launch(
-        attention_kernels.attention_merge,
-        (cdiv(lines, per_program),),
-        *(partial, largest, sums, site.optional("sinks", q), y, lines, num_heads),
-        HEAD_DIM=head_dim,
-        SINKS=site.has("sinks"),
-        SPLITS=splits,
-        BR=per_program,
-        BD=next_power(head_dim),
-    )
-    return [lambda: largest.fill_(float("-inf")), kernel, merge]
+    return [kernel]
+
+
+def _attention_tile(site: Site, mode: int) -> tuple[int, int]:
+    """Rows (queries with the heads of their group) and keys of a tile: what sequences have of queries on average."""
+    tiles, (num_seqs, width), num_rows = site.settings.tiles, site.shape("block_table"), site.shape("q")[0]
+    _, _, block_size, num_kv_heads, head_dim = site.shape("kv")
+    group = site.attr("num_heads") // num_kv_heads
+    head_size = max(tiles.min_dot, next_power(head_dim))
+    head_bytes = head_size * (4 if mode == F32 else 2)
+    most_rows = min(tiles.attention_rows, MAX_SUMS // head_size)
+    wanted = min(most_rows, next_power(cdiv(num_rows, max(1, num_seqs)) * group))
+    rows = max(tiles.min_dot, next_power(group), min(wanted, tiles.tile_bytes // head_bytes))
+    most_keys = min(tiles.attention_keys, tiles.tile_bytes // 2 // head_bytes)
+    if rows < LARGE_ROWS:
+        most_keys = min(most_keys, tiles.least_part // 2)
+    return rows, max(tiles.min_dot, min(next_power(width * block_size), most_keys))
 
 
 def _attention_constants(site: Site) -> dict[str, Any]:

@@ -6,9 +6,15 @@ import torch
 
 from runtime_torch.calls import Call, Site, cdiv, clamp, launch
 from runtime_torch.kernels import elementwise, norm
-from runtime_torch.settings import next_power
+from runtime_torch.kernels import rows as row_kernels
+from runtime_torch.settings import next_power, row_warps
 
-KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "swiglu_oai": 4, "sigmoid": 5, "tanh": 6}
+KINDS = {
+    name: number
+    for number, name in enumerate(
+        ("silu", "gelu", "gelu_tanh", "quick_gelu", "swiglu_oai", "sigmoid", "tanh", "relu", "relu2")
+    )
+}
 """As kernels number them."""
 
 
@@ -28,7 +34,7 @@ def rms_norm_calls(
     runs = clamp(site.settings.tiles.row_elements // 8 // block, 1, 4096)
     arguments = (x, x if residual is None else residual, weight, y if total is None else total, y, num_runs, size)
     scalars = (float(site.attr("eps")), float(site.attr("weight_offset")))
-    constants = {"HAS_RESIDUAL": residual is not None, "BR": runs, "BLOCK": block}
+    constants = {"HAS_RESIDUAL": residual is not None, "BR": runs, "BLOCK": block, "num_warps": row_warps(runs * block)}
     return [launch(norm.rms_norm, (cdiv(num_runs, runs),), *arguments, *scalars, **constants)]
 
 
@@ -39,7 +45,7 @@ def lower_layer_norm(site: Site) -> list[Call]:
     block = next_power(size)
     rows = clamp(site.settings.tiles.row_elements // 8 // block, 1, 4096)
     arguments = (x, weight, site.optional("bias", weight), site.output(), num_rows, size, float(site.attr("eps")))
-    constants = {"HAS_BIAS": site.has("bias"), "BR": rows, "BLOCK": block}
+    constants = {"HAS_BIAS": site.has("bias"), "BR": rows, "BLOCK": block, "num_warps": row_warps(rows * block)}
     return [launch(norm.layer_norm, (cdiv(num_rows, rows),), *arguments, **constants)]
 
 
@@ -66,14 +72,9 @@ def glu_call(
 
 def lower_activation(site: Site) -> list[Call]:
     """Elementwise."""
-    x, y, kind = site.tensor("x"), site.output(), site.attr("kind")
-    if kind in KINDS:
-        block = site.settings.tiles.elements
-        return [
-            launch(elementwise.activation, (cdiv(y.numel(), block),), x, y, y.numel(), KIND=KINDS[kind], BLOCK=block)
-        ]
-    calls: list[Call] = [lambda: torch.clamp(x, min=0.0, out=y)]
-    return calls if kind == "relu" else [*calls, lambda: torch.mul(y, y, out=y)]
+    x, y = site.tensor("x"), site.output()
+    block, kind = site.settings.tiles.elements, KINDS[site.attr("kind")]
+    return [launch(elementwise.activation, (cdiv(y.numel(), block),), x, y, y.numel(), KIND=kind, BLOCK=block)]
 
 
 def lower_add(site: Site) -> list[Call]:
@@ -87,17 +88,17 @@ def lower_mul(site: Site) -> list[Call]:
     a, y, scale = site.tensor("a"), site.output(), float(site.attr("scale"))
     if not site.has("b"):
         return [lambda: torch.mul(a, scale, out=y)]
-    b = site.tensor("b")
-    calls: list[Call] = [lambda: torch.mul(a, b, out=y)]
-    if scale != 1.0:
-        calls.append(lambda: torch.mul(y, scale, out=y))
-    return calls
+    b, block = site.tensor("b"), site.settings.tiles.elements
+    if scale == 1.0:
+        return [lambda: torch.mul(a, b, out=y)]
+    return [launch(elementwise.product, (cdiv(y.numel(), block),), a, b, y, y.numel(), scale, BLOCK=block)]
 
 
 def lower_softcap(site: Site) -> list[Call]:
     """Elementwise."""
-    x, y, cap = site.tensor("x"), site.output(), float(site.attr("cap"))
-    return [lambda: torch.div(x, cap, out=y), lambda: torch.tanh(y, out=y), lambda: torch.mul(y, cap, out=y)]
+    x, y, block = site.tensor("x"), site.output(), site.settings.tiles.elements
+    arguments = (x, y, y.numel(), float(site.attr("cap")))
+    return [launch(elementwise.softcap, (cdiv(y.numel(), block),), *arguments, BLOCK=block)]
 
 
 def lower_convert(site: Site) -> list[Call]:
@@ -109,9 +110,10 @@ def lower_convert(site: Site) -> list[Call]:
 def lower_gather_rows(site: Site) -> list[Call]:
     """Rows; a wrong index was recorded by a check and reads some row."""
     x, rows, y = site.tensor("x"), site.tensor("rows"), site.output()
-    safe = site.scratch(tuple(rows.shape), torch.int32)
-    last = max(0, x.shape[0] - 1)
-    return [lambda: torch.clamp(rows, 0, last, out=safe), lambda: torch.index_select(x, 0, safe, out=y)]
+    size = x.numel() // max(1, x.shape[0])
+    block = min(next_power(size), 4 * site.settings.tiles.elements)
+    grid = (rows.shape[0], cdiv(size, block))
+    return [launch(row_kernels.gather_rows, grid, x, rows, y, rows.shape[0], size, x.shape[0], BLOCK=block)]
 
 
 def lower_concat(site: Site) -> list[Call]:
@@ -137,24 +139,11 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> Call:
 
 def lower_softmax(site: Site) -> list[Call]:
     """Rows; one of nothing but -inf has no probability."""
-    x, y, scale, log = site.tensor("x"), site.output(), float(site.attr("scale")), site.attr("log")
-    e = site.scratch(tuple(x.shape))
-    largest, total = site.scratch((x.shape[0], 1)), site.scratch((x.shape[0], 1))
-
-    def compute() -> None:
-        torch.mul(x, scale, out=y)
-        torch.amax(y, 1, keepdim=True, out=largest)
-        largest.masked_fill_(largest == float("-inf"), 0.0)
-        torch.sub(y, largest, out=y)
-        torch.exp(y, out=e)
-        torch.sum(e, 1, keepdim=True, out=total)
-        total.masked_fill_(total == 0.0, 1.0)
-        if log:
-            y.sub_(total.log_())
-        else:
-            torch.div(e, total, out=y)
-
-    return [compute]
+    x, y, log = site.tensor("x"), site.output(), site.attr("log")
+    num_rows, size = x.shape
+    block = min(next_power(size), site.settings.tiles.row_elements)
+    arguments = (x, y, size, float(site.attr("scale")))
+    return [launch(row_kernels.softmax, (num_rows,), *arguments, LOG=log, BLOCK=block, num_warps=row_warps(block))]
 
 
 def comparable(x: torch.Tensor) -> torch.Tensor:
@@ -175,6 +164,11 @@ def lower_topk(site: Site) -> list[Call]:
 
 
 def lower_argmax(site: Site) -> list[Call]:
-    """The first of the largest."""
-    x, y = site.tensor("x"), site.output()
-    return [lambda: y.copy_(torch.argmax(comparable(x), 1))]
+    """The first of the largest: parts of a row side by side, of which the last one to finish compares all."""
+    x, y, tiles = site.tensor("x"), site.output(), site.settings.tiles
+    num_rows, size = x.shape
+    block = min(next_power(size), tiles.row_elements // 4)
+    parts = cdiv(size, block)
+    largest, places = site.scratch((num_rows, parts)), site.scratch((num_rows, parts), torch.int32)
+    arguments = (x, y, largest, places, site.shared.workspace.zeros(num_rows), size, parts)
+    return [launch(row_kernels.argmax, (num_rows, parts), *arguments, BLOCK=block, PARTS=next_power(parts))]

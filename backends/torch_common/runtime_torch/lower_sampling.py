@@ -1,95 +1,107 @@
-"""Sampling on the device: penalties, and one token per row, by torch's sorts and sums."""
+"""Sampling on the device: penalties on single logits, and one token per row; no row is sorted or copied for it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from runtime_torch.calls import Call, Site
-from runtime_torch.lower_rows import comparable
+from runtime_torch.calls import Call, Site, cdiv, clamp, launch
+from runtime_torch.kernels import drawing, penalize, sampling
+from runtime_torch.settings import next_power, power_below
 
-_LARGEST_UNIFORM = 1 - 2.0**-24
+FRACTION = 42
+"""Bits of a weight behind the point; a sum over 2^20 tokens stays below 2^62."""
+MIN_CHUNKS, MAX_CHUNKS = 8, 64
+"""Programs that share a row: a draw without filters searches one chunk, and each program looks at what all found."""
+BINS = 128
+"""See `kernels.sampling`."""
 
 
 def lower_penalize(site: Site) -> list[Call]:
-    """Tokens of a history are distinct: each is read, changed and written once; padding has a column of its own."""
+    """A copy, and one kernel for the tokens that change; biases of one token add up in their order."""
     logits, token_ids, counts, y = (
         *(site.tensor("logits"), site.tensor("token_ids"), site.tensor("output_counts")),
         site.output(),
     )
-    repetition, presence, frequency = (site.tensor(n).unsqueeze(1) for n in ("repetition", "presence", "frequency"))
-    biases = (site.tensor("bias_ids"), site.tensor("bias_values")) if site.has("bias_ids") else None
-    num_rows, vocab = logits.shape
-    wide = site.scratch((num_rows, vocab + 1))
+    (num_rows, vocab), history = logits.shape, token_ids.shape[1]
+    has_bias = site.has("bias_ids")
+    bias_ids, bias_values = site.optional("bias_ids", token_ids), site.optional("bias_values", logits)
+    num_biases = bias_ids.shape[1] if has_bias else 0
+    longest = max(history, num_biases, 1)
+    block = min(next_power(longest), site.settings.tiles.compared)
+    tiles = cdiv(history, block)
+    call = launch(
+        penalize.penalize,
+        (num_rows, tiles + cdiv(num_biases, block)),
+        *(logits, token_ids, counts, site.tensor("repetition"), site.tensor("presence"), site.tensor("frequency")),
+        *(bias_ids, bias_values, y, vocab, history, num_biases, tiles),
+        HAS_BIAS=has_bias,
+        BE=block,
+    )
+    return [lambda: y.copy_(logits), call]
 
-    def columns(ids: torch.Tensor) -> torch.Tensor:
-        return torch.where((ids < 0) | (ids >= vocab), vocab, ids).long()
 
-    def compute() -> None:
-        wide[:, :vocab].copy_(logits)
-        wide[:, vocab:].zero_()
-        at = columns(token_ids)
-        seen = torch.gather(wide, 1, at)
-        seen = torch.where(seen > 0, seen / repetition, seen * repetition)
-        seen = seen - presence * (counts > 0) - frequency * counts
-        wide.scatter_(1, at, seen)
-        if biases is not None:
-            wide.scatter_add_(1, columns(biases[0]), biases[1])
-        y.copy_(wide[:, :vocab])
+@dataclass(frozen=True)
+class Layout:
+    """How rows are split: `rows` rows and `block` columns at a time, each row in chunks of `chunk` columns."""
 
-    return [compute]
+    rows: int
+    block: int
+    chunk: int
+    num_chunks: int
+    grid: tuple[int, int]
+
+
+def layout(num_rows: int, vocab: int, elements: int, programs: int) -> Layout:
+    """Tiles of so many elements, and as many programs as fill the device."""
+    block = min(next_power(vocab), elements)
+    rows = clamp(elements // block, 1, next_power(num_rows))
+    num_groups = cdiv(num_rows, rows)
+    num_chunks = min(clamp(programs // num_groups, MIN_CHUNKS, MAX_CHUNKS), cdiv(vocab, block))
+    chunk = cdiv(cdiv(vocab, num_chunks), block) * block
+    return Layout(rows, block, chunk, cdiv(vocab, chunk), (num_groups, cdiv(vocab, chunk)))
 
 
 def lower_sample(site: Site) -> list[Call]:
-    """See `surviving` in the declaration: the filters act one after the other on renormalised survivors, in float64.
+    """See `kernels.sampling`: four kernels, or two where rows are short. Nothing is decided on the host.
 
-    Float64, because the token is decided by comparing running sums with a random number.
+    Rows without filters, and those at temperature 0, leave the kernels that they do not need at once.
     """
-    logits, out = site.tensor("logits"), site.output()
-    names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "uniform")
-    temperature, top_k, top_p, min_p, typical_p, uniform = (site.tensor(n).unsqueeze(1) for n in names)
-
-    def compute() -> None:
-        best = torch.argmax(comparable(logits), 1, keepdim=True)
-        # as the reference: NaN is the largest for it, and such a row gives -1
-        has_nan = torch.isnan(logits).any(1, keepdim=True)
-        drawable = torch.isfinite(torch.gather(logits, 1, best)) & ~has_nan
-        warm = torch.where(temperature > 0, temperature, 1.0).double()
-        scores = (logits.double() - torch.gather(logits, 1, best).double()) / warm
-        scores = torch.where(drawable, scores, 0.0)
-        scores = _keep_top_k(scores, top_k)
-        scores = _keep_nucleus(scores, top_p.double())
-        scores = torch.where((min_p > 0) & (torch.exp(scores) < min_p.double().clamp(max=1.0)), -torch.inf, scores)
-        scores = _keep_typical(scores, typical_p.double())
-        cumulative = torch.cumsum(torch.softmax(scores, 1), 1)
-        wanted = uniform.double().clamp(max=_LARGEST_UNIFORM) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, wanted.contiguous(), right=True).clamp(max=logits.shape[1] - 1)
-        chosen = torch.where(temperature > 0, drawn, best)
-        out.copy_(torch.where(drawable, chosen, -1).squeeze(1))
-
-    return [compute]
-
-
-def _keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
-    vocab = scores.shape[1]
-    ordered = torch.sort(scores, dim=1, descending=True).values
-    border = torch.gather(ordered, 1, (top_k.long() - 1).clamp(0, vocab - 1))
-    return torch.where((top_k > 0) & (top_k < vocab) & (scores < border), -torch.inf, scores)
-
-
-def _keep_nucleus(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    p, order = torch.sort(torch.softmax(scores, 1), dim=1, descending=True, stable=True)
-    reached = torch.cumsum(p, 1)
-    needed = torch.cat([torch.ones_like(reached[:, :1], dtype=torch.bool), reached[:, :-1] < top_p], 1)
-    kept = torch.zeros_like(needed).scatter_(1, order, needed)
-    return torch.where((top_p < 1) & ~kept, -torch.inf, scores)
-
-
-def _keep_typical(scores: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    p = torch.softmax(scores, 1)
-    surprise = -torch.log(p)
-    entropy = torch.where(p > 0, p * surprise, 0.0).sum(1, keepdim=True)
-    distance, order = torch.sort(torch.abs(surprise - entropy), dim=1, stable=True)
-    sums = torch.cumsum(torch.gather(p, 1, order), 1)
-    last = (sums < mass).sum(1, keepdim=True).clamp(max=scores.shape[1] - 1)
-    border = torch.gather(distance, 1, last)
-    return torch.where((mass < 1) & (torch.abs(surprise - entropy) > border), -torch.inf, scores)
+    tiles, logits = site.settings.tiles, site.tensor("logits")
+    num_rows, vocab = logits.shape
+    how = layout(num_rows, vocab, tiles.sampled, tiles.programs)
+    is_surveyed = vocab > tiles.candidates
+    candidates = clamp(power_below(tiles.listed // num_rows or 1), tiles.candidates, next_power(vocab))
+    chunks, listed = (num_rows, how.num_chunks), (num_rows, candidates if is_surveyed else 0)
+    best, best_at = site.scratch(chunks), site.scratch(chunks, torch.int32)
+    totals, moments = site.scratch(chunks, torch.int64), site.scratch(chunks, torch.int64)
+    values, ids = site.scratch(listed), site.scratch(listed, torch.int32)
+    lengths = site.scratch((num_rows,), torch.int32)
+    temperature = site.tensor("temperature")
+    filters = tuple(site.tensor(name) for name in ("top_k", "top_p", "min_p", "typical_p"))
+    sizes = (num_rows, vocab, how.chunk, how.num_chunks)
+    tile = {"BR": how.rows, "BC": how.block, "num_warps": 8}
+    unit = {"UNIT": float(1 << min(FRACTION, 62 - vocab.bit_length())), "CHUNKS": next_power(how.num_chunks)}
+    calls = [launch(sampling.maxima, how.grid, logits, best, best_at, *sizes, **tile)]
+    if is_surveyed:
+        counts = site.scratch((*chunks, BINS), torch.int32)
+        given = (logits, best, temperature, *filters, totals, moments, counts)
+        calls.append(launch(sampling.survey, how.grid, *given, *sizes, **unit, **tile))
+        listing = (*given, values, ids, lengths, *sizes, candidates)
+        calls.append(launch(sampling.gather, how.grid, *listing, **unit, **tile))
+    last = layout(num_rows, vocab, tiles.drawn, tiles.programs)
+    drawn = (*filters, site.tensor("uniform"), site.output(), *sizes, candidates)
+    calls.append(
+        launch(
+            drawing.choose,
+            (last.grid[0],),
+            *(logits, best, best_at, totals, moments, values, ids, lengths, temperature, *drawn),
+            SURVEYED=is_surveyed,
+            **unit,
+            BR=last.rows,
+            BC=last.block,
+            num_warps=8,
+        )
+    )
+    return calls

@@ -181,6 +181,6 @@ def _rows(flags: frozenset[str], by_row: frozenset[str]) -> list[Rule]:
         Rule("concat@1", _f32("y"), F32, by_row),
         Rule("split@1", _f32("x"), F32, by_row),
         Rule("convert@1", (OneOf("x.format", DENSE), OneOf("format", DENSE)), F32, by_row),
-        *_optional(Rule("penalize@1", _f32("logits"), F32, flags), "bias_values"),
-        Rule("sample@1", _f32("logits"), F32, flags),
+        *_optional(Rule("penalize@1", _f32("logits"), F32, by_row), "bias_values"),
+        Rule("sample@1", _f32("logits"), F32, by_row),
     ]

@@ -28,24 +28,32 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bool": torch.bool,
 }
 """torch's type of a plain format."""
+MAX_VIEWS = 8
+"""Tensors over one buffer that are kept: every layer of a step asks for the same ones."""
 
 
 class TorchBuffer:
-    """Bytes on the device. A weight in a block format has `planes` (see `planes.PlaneLayout`) instead of `raw`."""
+    """Bytes on the device. A weight in a block format has `planes` (see `planes.PlaneLayout`) instead of `raw`.
+
+    Where `keeps` is set, small uploads wait on the host until someone reads them: captured steps take them from there.
+    """
 
     def __init__(
         self,
-        owner: Allocator,
+        owner: Allocator | None,
         nbytes: int,
         raw: torch.Tensor | None,
         planes: dict[str, torch.Tensor] | None = None,
         spec: TensorSpec | None = None,
     ) -> None:
-        self._owner: Allocator | None = owner
+        self._owner = owner
         self._nbytes = nbytes
         self._raw = raw
         self.planes = planes
         self.spec = spec
+        self.keeps = False
+        self._kept: bytes | None = None
+        self._views: dict[object, torch.Tensor] = {}
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +66,37 @@ class TorchBuffer:
         if self._raw is None:
             what = "a weight in planes" if self.planes else "a closed buffer"
             raise InvalidArgument(f"{what} of {self._nbytes} bytes was used as plain memory")
+        self.settle()
         return self._raw
+
+    @property
+    def address(self) -> int:
+        """Of its first byte, whatever waits on the host."""
+        return self._raw.data_ptr() if self._raw is not None else 0
+
+    def keep(self, data: memoryview) -> None:
+        """New content, which stays on the host for now."""
+        if self._kept is not None and len(self._kept) > data.nbytes:
+            self.settle()
+        self._kept = bytes(data)
+
+    def kept(self, nbytes: int) -> bytes | None:
+        """The first `nbytes` or more of the content where they wait on the host."""
+        return self._kept if self._kept is not None and len(self._kept) >= nbytes else None
+
+    def settle(self) -> None:
+        """Bring what waits on the host to the device."""
+        kept, self._kept = self._kept, None
+        if kept and self._raw is not None:
+            with translated(f"uploading {len(kept)} bytes"):
+                host = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
+                # from pinned memory, or the copy would wait for everything that was submitted before
+                host = host if self._raw.device.type == "cpu" else host.pin_memory()
+                self._raw[: len(kept)].copy_(host, non_blocking=True)
+
+    def part(self, start: int, nbytes: int) -> TorchBuffer:
+        """Some of its bytes; they live as long as it does."""
+        return TorchBuffer(None, nbytes, self.raw[start : start + nbytes])
 
     def view(self, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
         """The first bytes as a tensor; raises InvalidArgument where they do not suffice."""
@@ -67,13 +105,19 @@ class TorchBuffer:
             raise InvalidArgument(
                 f"a tensor {list(shape)} of {dtype} takes {size} bytes, the buffer has {self._nbytes}"
             )
-        return self.raw[:size].view(dtype).view(tuple(shape))
+        raw, key = self.raw, (dtype, *shape)
+        if key not in self._views:
+            if len(self._views) >= MAX_VIEWS:
+                self._views.clear()
+            self._views[key] = raw[:size].view(dtype).view(tuple(shape))
+        return self._views[key]
 
     def close(self) -> None:
         """Give the memory back; work that was submitted before may still use it. Closing twice is harmless."""
         if self._owner is not None:
             self._owner.forget(self)
-            self._owner = self._raw = self.planes = None
+            self._owner = self._raw = self.planes = self._kept = None
+            self._views.clear()
 
 
 class Allocator:

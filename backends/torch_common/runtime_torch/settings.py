@@ -43,15 +43,31 @@ class Tiles:
     """Smallest side of a product on tensor cores."""
     attention_rows: int = 64
     attention_keys: int = 64
+    least_part: int = 128
+    """Keys of a part, where sequences are split: less would not be worth the merging."""
+    attention_stages: int = 0
+    """Triton's num_stages where single queries are read for: what is on its way; 0 leaves it to the compiler."""
     tile_bytes: int = 1 << 15
     """Of the queries of a program, and twice those of its keys or values: they share a multiprocessor's memory."""
     elements: int = 1024
     """Of an elementwise program."""
     row_elements: int = 8192
     """Of a program that holds whole rows: short rows are taken several at a time."""
+    tokens: int = 1
+    """Whose heads one program rotates."""
     programs: int = 512
     """Programs that fill the device: few rows are split along K, and few queries along the keys, up to so many."""
     max_splits: int = 16
+    sampled: int = 2048
+    """Elements of a program that looks at rows of logits."""
+    drawn: int = 1024
+    """Of one that looks at all that may be drawn, mostly a short list, again and again."""
+    candidates: int = 1 << 14
+    """Of a row that may survive its filters, where they are listed: room for so many at least."""
+    listed: int = 1 << 20
+    """Of all rows together, where they are few: there a list may be longer. What has no room is not listed."""
+    compared: int = 64
+    """Tokens that a program of `penalize` compares with as many others."""
 
 
 INTERPRETED = Tiles(
@@ -68,11 +84,16 @@ INTERPRETED = Tiles(
     expert_sums=1 << 17,
     attention_rows=256,
     attention_keys=128,
+    least_part=128,
     tile_bytes=1 << 30,
     elements=1 << 16,
     row_elements=1 << 17,
+    tokens=64,
     programs=1,
     max_splits=2,
+    sampled=1 << 20,
+    drawn=1 << 20,
+    compared=1024,
 )
 """For Triton's interpreter."""
 
@@ -123,6 +144,11 @@ class Settings:
 def num_warps(elements: int) -> int:
     """Warps of a program that accumulates a tile of so many float32: four hold half of their registers in 64 x 64."""
     return 8 if elements >= 1 << 13 else 4
+
+
+def row_warps(elements: int) -> int:
+    """Warps of a program that holds so many float32 once: 16 in a thread are four loads on their way."""
+    return max(1, min(16, elements >> 9))
 
 
 def power_below(size: int) -> int:

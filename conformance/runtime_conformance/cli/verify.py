@@ -68,7 +68,7 @@ def _cases_of_model(args: argparse.Namespace, target: Any) -> list[Any]:
     model = open_for_engine(args.model)
     try:
         config = EngineConfig(model=args.model, backend=target.name)
-        plan, _, _ = plan_model(model, config, {target.name: manifest}, free_bytes=None)
+        plan, _, _ = plan_model(model, config, {target.name: manifest}, free_bytes={})
         return list(model_cases(plan.graph, manifest))
     finally:
         model.file.close()

@@ -47,7 +47,7 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         choices=("forbid", "decompose", "host"),
         help="what may happen to operations that the device lacks (host)",
     )
-    group.add_argument("--place", metavar="RULES", help='devices by node name: "layers.0.*=cpu,lm_head=cpu"')
+    group.add_argument("--place", metavar="RULES", help='devices by node name: "layers[0:8]=cuda,layers[8:]=cpu"')
     group.add_argument("-t", "--threads", type=int, metavar="N", help="host threads (as many as it may use)")
     group.add_argument(
         "-c",

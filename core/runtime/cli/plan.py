@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from runtime.backend import reference_manifest
     from runtime.engine.config import EngineConfig
     from runtime.engine.files import open_for_engine
-    from runtime.engine.loading import HOST, plan_graph, plan_model
+    from runtime.engine.loading import plan_graph, plan_model
+    from runtime.engine.place import HOST
     from runtime.engine.sampling_graph import SamplingVariant, build_sampling_graph
 
     if args.users < 1:
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
             _require(model.file.nbytes, f"the weights of {model.name} take", target)
         manifests = {target.manifest.backend: target.manifest, **_placed_elsewhere(config.place, target)}
         manifests.setdefault(HOST, reference_manifest(HOST))
-        step, context, kv_format = plan_model(model, config, manifests, free_bytes=target.memory_bytes)
+        free_bytes = {} if target.memory_bytes is None else {target.manifest.backend: target.memory_bytes}
+        step, context, kv_format = plan_model(model, config, manifests, free_bytes=free_bytes)
         sampling = plan_graph(
             build_sampling_graph(
                 model.spec.vocab_size,
@@ -129,12 +131,11 @@ def _target(args: argparse.Namespace) -> Target:
 
 def _placed_elsewhere(place: str | None, target: Target) -> dict[str, Manifest]:
     """Manifests of the other backends that --place names."""
-    from runtime.engine.loading import named_backends
+    from runtime.engine.place import named_devices
     from runtime.registry import discover
 
     discovery = discover()
-    names = [name for name in named_backends(discovery, place) if name != target.manifest.backend]
-    return {name: discovery[name.partition(":")[0]].manifest() for name in names}
+    return named_devices(place, target.manifest.backend, lambda name: discovery[name.partition(":")[0]].manifest())
 
 
 def _read_manifest(path: str) -> Manifest:

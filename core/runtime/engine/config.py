@@ -24,7 +24,8 @@ class EngineConfig:
     kv_format               format of the KV cache: f32, f16, bf16, ... as the device offers
     fallback                what may happen to operations that the device lacks: "forbid", "decompose" (into operations
                             that it has, or decoding weights at load), "host"
-    place                   device by node name pattern, e.g. "layers.0.*=cpu,lm_head=cpu"
+    place                   device by node name pattern, e.g. "layers[0:8]=cuda,layers[8:]=cpu"; of several
+                            that match, the first counts
     max_num_seqs            most sequences in one step
     max_num_batched_tokens  most tokens in one step; longer prompts are cut into chunks
     enable_prefix_caching   keep the KV blocks of finished requests for prompts that begin alike

@@ -33,8 +33,11 @@ def fit_context(
     block_size: int,
     max_num_seqs: int,
     num_kv_blocks: int | None = None,
+    device: str = "",
 ) -> ContextPlan:
     """Fit the context. `free_bytes` is the memory beside the weights; None (no device present) does not limit.
+
+    With `device`, one of several, memory and `kv_bytes_per_token` are its own: it is the one that holds the fewest.
 
     The pool never has more blocks than `max_num_seqs` sequences of full length need, nor more than `num_kv_blocks`.
 
@@ -52,11 +55,12 @@ def fit_context(
     limited_by = "as asked" if requested else "the model's limit"
     if fitting is not None and fitting * block_size < wanted:
         if requested or fitting == 0:
+            remedy = f"free some memory, or place fewer layers on {device}" if device else "free some memory"
             raise OutOfMemory(
                 f"a context of {wanted if requested else block_size} tokens needs "
                 f"{(wanted if requested else block_size) * kv_bytes_per_token / 1e9:.2f} GB of KV cache, "
-                f"{(free_bytes or 0) * MEMORY_SHARE / 1e9:.2f} GB can be used",
-                remedy=f"ask for at most {fitting * block_size} tokens" if fitting else "free some memory",
+                f"{(free_bytes or 0) * MEMORY_SHARE / 1e9:.2f} GB can be used{f' on {device}' if device else ''}",
+                remedy=f"ask for at most {fitting * block_size} tokens" if fitting else remedy,
                 requested_bytes=wanted * kv_bytes_per_token,
                 available_bytes=int((free_bytes or 0) * MEMORY_SHARE),
             )

@@ -16,6 +16,7 @@ from runtime.engine.embedding import HiddenStates
 from runtime.engine.engine import Engine
 from runtime.engine.files import OpenedModel, open_for_engine
 from runtime.engine.pace import Pace
+from runtime.engine.place import HOST, check_place, device_name, parse_place, placed_elsewhere
 from runtime.engine.policy import make_policy
 from runtime.engine.runner import Runner
 from runtime.engine.sampler import Sampler
@@ -23,18 +24,17 @@ from runtime.engine.scheduler import Scheduler
 from runtime.engine.status import status_lines
 from runtime.engine.structured import Grammars
 from runtime.engine.weights import WeightReader
-from runtime.errors import InvalidArgument, MalformedFile, Unsupported
+from runtime.errors import MalformedFile, Unsupported
 from runtime.executor import Executor, Plan, make_plan
 from runtime.graph import Graph
 from runtime.models import ModelSpec, build_graph, kv_bytes_per_token
-from runtime.registry import Choice, Discovery, choose, discover
+from runtime.registry import Choice, choose, discover
 from runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from runtime.engine.weight_cache import WeightCache
 
 Progress = Callable[[int, int], None]
-HOST = "host"
 DEFAULT_BLOCK_SIZE = 16
 DEFAULT_KV_FORMAT = "f16"
 SCORED_ROWS = 32
@@ -138,49 +138,62 @@ def load(config: EngineConfig, progress: Progress | None = None, model: OpenedMo
         raise
 
 
-def device_name(choice: Choice) -> str:
-    """The device as `--place` and the plan call it: "cpu", or "acme:1" for another than the first."""
-    return choice.backend.name if choice.device.index == 0 else f"{choice.backend.name}:{choice.device.index}"
-
-
-def placed_elsewhere(discovery: Discovery, choice: Choice, place: str | None) -> list[Choice]:
-    """The devices that `place` names beside the chosen one and the host, each once; raises as `choose`.
-
-    A name that no backend has is left to the placement, which says what is present.
-    """
-    return [choose(discovery, name) for name in named_backends(discovery, place) if name != device_name(choice)]
-
-
-def named_backends(discovery: Discovery, place: str | None) -> list[str]:
-    """The devices in `place` whose backend is installed, each once, without the host."""
-    known = {b.name for b in discovery.loaded} | {r.name for r in discovery.rejected}
-    names = dict.fromkeys(device for _, device in parse_place(place))
-    return [name for name in names if name != HOST and name.partition(":")[0] in known]
-
-
 def plan_model(
     model: OpenedModel,
     config: EngineConfig,
     manifests: Mapping[str, Manifest],
     *,
-    free_bytes: int | None,
+    free_bytes: Mapping[str, int],
 ) -> tuple[Plan, ContextPlan, str]:
-    """Decide context, KV cache and placement with manifests alone: no device needs to be present."""
+    """Decide context, KV cache and placement with manifests alone: no device needs to be present.
+
+    free_bytes  by device; the memory of one that is absent does not limit the context
+    """
     block_size, kv_format = kv_layout(
         [m for name, m in manifests.items() if name != HOST] or list(manifests.values()), config.kv_format
     )
-    beside_weights = None if free_bytes is None else free_bytes - model.file.nbytes
+    device, beside_weights, token_bytes = _tightest(model, config, manifests, free_bytes, block_size, kv_format)
     context = fit_context(
         requested=config.max_model_len,
         model_limit=model.spec.max_model_len,
-        kv_bytes_per_token=kv_bytes_per_token(model.spec, FORMATS[kv_format]),
-        free_bytes=None if beside_weights is None else max(beside_weights, 0),
+        kv_bytes_per_token=token_bytes,
+        free_bytes=beside_weights,
         block_size=block_size,
         max_num_seqs=config.max_num_seqs,
         num_kv_blocks=config.num_kv_blocks,
+        device=device,
     )
     graph = step_graph(model.spec, config, context, kv_format)
-    return plan_graph(graph, config, manifests, {"B": context.num_blocks}), context, kv_format
+    plan = plan_graph(graph, config, manifests, {"B": context.num_blocks})
+    check_place(parse_place(config.place), plan, model.spec.vocab_size)
+    return plan, context, kv_format
+
+
+def _tightest(
+    model: OpenedModel,
+    config: EngineConfig,
+    manifests: Mapping[str, Manifest],
+    free_bytes: Mapping[str, int],
+    block_size: int,
+    kv_format: str,
+) -> tuple[str, int | None, int]:
+    """The device that holds the fewest tokens: name, bytes beside the weights, and of one token's keys and values.
+
+    Without `place` the first device has it all, and needs no name. With it, a plan for one block tells what each
+    will have.
+    """
+    if config.place is None:
+        free = free_bytes.get(next(iter(manifests)))
+        token_bytes = kv_bytes_per_token(model.spec, FORMATS[kv_format])
+        return "", None if free is None else max(free - model.file.nbytes, 0), token_bytes
+    graph = step_graph(model.spec, config, ContextPlan(block_size, 1, block_size, ""), kv_format)
+    memory = plan_graph(graph, config, manifests, {"B": 1}).memory
+    shares = [
+        (name, max(free_bytes[name] - part.weights_bytes, 0), part.states_bytes // block_size)
+        for name, part in memory.items()
+        if name in free_bytes and part.states_bytes
+    ]
+    return min(shares, key=lambda share: share[1] / share[2], default=("", None, 1))
 
 
 def step_graph(spec: ModelSpec, config: EngineConfig, context: ContextPlan, kv_format: str, **output: Any) -> Graph:
@@ -230,7 +243,7 @@ def _assemble(
     progress: Progress | None,
 ) -> Loaded:
     manifests = {name: device.manifest for name, device in devices.items()}
-    free_bytes = min(free for free, _ in next(iter(devices.values())).memory().values())
+    free_bytes = {name: min(free for free, _ in device.memory().values()) for name, device in devices.items()}
     plan, context, kv_format = plan_model(model, config, manifests, free_bytes=free_bytes)
     cache = open_cache(config, model, devices)
     model.background.start()
@@ -347,16 +360,3 @@ def plan_graph(
         overrides=parse_place(config.place),
         state_dims=state_dims,
     )
-
-
-def parse_place(text: str | None) -> list[tuple[str, str]]:
-    """`pattern=device,pattern=device` -> pairs; raises InvalidArgument where an entry is not of that form."""
-    pairs = []
-    for entry in (text or "").split(","):
-        if not entry.strip():
-            continue
-        pattern, _, device = entry.partition("=")
-        if not pattern.strip() or not device.strip():
-            raise InvalidArgument(f"place = {text!r}: '{entry}' is not of the form PATTERN=DEVICE")
-        pairs.append((pattern.strip(), device.strip()))
-    return pairs

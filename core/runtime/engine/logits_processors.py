@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runtime.engine.sampling_params import SamplingParams
-from runtime.errors import ExecutionFailed, InvalidArgument
-from runtime.registry import Rejected, describe_error, installed, origin, suggest, vendor_code
+from runtime.errors import ExecutionFailed, InvalidArgument, PluginRejected
+from runtime.registry import Progress, Rejected, describe_error, load_each, origin, suggest, vendor_code
 from runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -130,8 +129,7 @@ class LogitsProcessors:
         for rejected in self.rejected:
             if rejected.name == name:
                 raise InvalidArgument(
-                    f"logits processor '{name}' ({rejected.distribution} {rejected.version}) was rejected at stage "
-                    f"{rejected.stage}: {rejected.reason}",
+                    f"logits processor '{name}' {rejected}",
                     remedy="repair or remove that package; details: runtime doctor",
                 )
         there = f"installed: {', '.join(self.loaded)}" if self.loaded else "none is installed"
@@ -139,36 +137,13 @@ class LogitsProcessors:
 
     def _find(self) -> tuple[dict[str, InstalledProcessor], tuple[Rejected, ...]]:
         if self._found is None:
-            self._found = _discover()
+            self._found = load_each(GROUP, _load)
         return self._found
 
 
-def _discover() -> tuple[dict[str, InstalledProcessor], tuple[Rejected, ...]]:
-    loaded: dict[str, InstalledProcessor] = {}
-    rejected: list[Rejected] = []
-    for point in sorted(installed(GROUP, rejected), key=lambda e: (e.name, *origin(e), e.value)):
-        distribution, version = origin(point)
-        if point.name in loaded:
-            owner = loaded[point.name]
-            reason = f"the name '{point.name}' is already taken by {owner.distribution} {owner.version}; remove one"
-            rejected.append(Rejected(point.name, distribution, version, "validate", reason))
-            continue
-        try:
-            factory = _load(point)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  a stranger's package must not stop the engine, not even by sys.exit()
-            reason = describe_error(error)
-            rejected.append(Rejected(point.name, distribution, version, "import", reason, traceback.format_exc()))
-        else:
-            if callable(factory):
-                loaded[point.name] = InstalledProcessor(point.name, distribution, version, factory)
-            else:
-                reason = f"{point.value} is {factory!r}; it must be a class or a function that makes a processor"
-                rejected.append(Rejected(point.name, distribution, version, "validate", reason))
-    return loaded, tuple(rejected)
-
-
-def _load(point: EntryPoint) -> Any:
-    with vendor_code():
-        return point.load()
+def _load(point: EntryPoint, progress: Progress) -> InstalledProcessor:
+    factory = point.load()
+    progress.stage = "validate"
+    if not callable(factory):
+        raise PluginRejected(f"{point.value} is {factory!r}; it must be a class or a function that makes a processor")
+    return InstalledProcessor(point.name, *origin(point), factory)

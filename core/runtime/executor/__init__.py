@@ -4,7 +4,7 @@ from runtime.executor.exchange import KeptOutput
 from runtime.executor.executor import Executor
 from runtime.executor.placement import Fallback, Placement, Placements, place
 from runtime.executor.plan import Plan, make_plan
-from runtime.executor.selection import matches
+from runtime.executor.selection import check_rules, matches
 from runtime.executor.summary import PlacementSummary
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PlacementSummary",
     "Placements",
     "Plan",
+    "check_rules",
     "make_plan",
     "matches",
     "place",

@@ -1,7 +1,8 @@
 """Finds backends by entry point, sets the broken ones aside with a reason, probes the others and chooses one."""
 
 from runtime.registry.choice import Choice, Refusal, choose
-from runtime.registry.discovery import Discovery, LoadedBackend, Rejected, discover, installed, origin
+from runtime.registry.discovery import Discovery, LoadedBackend, discover
+from runtime.registry.entry_points import Progress, Rejected, load_each, origin
 from runtime.registry.probing import ProbeResult, probe_all
 from runtime.registry.validation import describe_error, suggest, vendor_code
 from runtime.registry.verification import Verification, Verifications
@@ -11,6 +12,7 @@ __all__ = [
     "Discovery",
     "LoadedBackend",
     "ProbeResult",
+    "Progress",
     "Refusal",
     "Rejected",
     "Verification",
@@ -18,7 +20,7 @@ __all__ = [
     "choose",
     "describe_error",
     "discover",
-    "installed",
+    "load_each",
     "origin",
     "probe_all",
     "suggest",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import TYPE_CHECKING, Any, Literal
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
 
 from runtime.backend import (
     API_LEVEL,
@@ -20,6 +19,7 @@ from runtime.backend import (
 from runtime.dtypes import FORMATS, FormatRegistry
 from runtime.errors import InvalidArgument, PluginRejected, RuntimeFault
 from runtime.ops import CATALOGUE, Catalogue
+from runtime.registry.entry_points import Progress, Rejected, load_each, origin
 from runtime.registry.registration import register
 from runtime.registry.validation import describe_error, suggest, validate, vendor_code
 
@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     import pluggy
 
     from runtime.registry.probing import ProbeResult
-
-Stage = Literal["metadata", "import", "validate", "info", "register"]
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A plugin that is set aside: at which stage, and why. `traceback` is for its author."""
-
-    name: str
-    distribution: str
-    version: str
-    stage: Stage
-    reason: str
-    traceback: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +103,7 @@ class Discovery:
         for rejected in self.rejected:
             if rejected.name == name:
                 raise PluginRejected(
-                    f"backend '{name}' ({rejected.distribution} {rejected.version}) was rejected at stage "
-                    f"{rejected.stage}: {rejected.reason}",
+                    f"backend '{name}' {rejected}",
                     remedy=f"repair or remove that package, or use --backend auto; details: runtime doctor {name}",
                 )
         names = sorted({b.name for b in self.loaded} | {r.name for r in self.rejected})
@@ -137,57 +122,38 @@ def discover(
     entry_points        instead of those that are installed
     catalogue, formats  where own operations and formats of the plugins are registered, all of one plugin or none
     """
-    loaded: dict[str, LoadedBackend] = {}
-    rejected: list[Rejected] = []
-    if entry_points is None:
-        found = installed(ENTRY_POINT_GROUP, rejected)
-    else:
-        found = (e for e in entry_points if e.group == ENTRY_POINT_GROUP)
-    for entry_point in sorted(found, key=lambda e: (e.name, *origin(e), e.value)):
-        name, (distribution, version) = entry_point.name, origin(entry_point)
-        if name in loaded:
-            owner = loaded[name]
-            reason = f"the name '{name}' is already taken by {owner.distribution} {owner.version}; remove one of them"
-            rejected.append(Rejected(name, distribution, version, "info", reason))
-            continue
-        loading = _Loading(entry_point)
-        try:
-            with vendor_code():
-                loaded[name] = loading.load(catalogue, formats)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  a vendor's package must not stop `runtime --help`, not even by sys.exit()
-            reason = describe_error(error)
-            rejected.append(Rejected(name, distribution, version, loading.stage, reason, traceback.format_exc()))
-    return Discovery(tuple(loaded.values()), tuple(sorted(rejected, key=lambda r: (r.name, r.distribution))))
+    loaded, rejected = load_each(
+        ENTRY_POINT_GROUP, lambda point, progress: _Loading(point, progress).load(catalogue, formats), entry_points
+    )
+    return Discovery(tuple(loaded.values()), rejected)
 
 
 def load_backend(
     entry_point: EntryPoint, catalogue: Catalogue = CATALOGUE, formats: FormatRegistry = FORMATS
 ) -> LoadedBackend:
     """Load one plugin; whatever it raises passes through."""
-    return _Loading(entry_point).load(catalogue, formats)
+    return _Loading(entry_point, Progress()).load(catalogue, formats)
 
 
 class _Loading:
-    """The way of one plugin from entry point to loaded backend; `stage` says how far it came."""
+    """The way of one plugin from entry point to loaded backend."""
 
-    def __init__(self, entry_point: EntryPoint) -> None:
+    def __init__(self, entry_point: EntryPoint, progress: Progress) -> None:
         self.entry_point = entry_point
-        self.stage: Stage = "import"
+        self.progress = progress
 
     def load(self, catalogue: Catalogue, formats: FormatRegistry) -> LoadedBackend:
         plugin = self.entry_point.load()
-        self.stage = "validate"
+        self.progress.stage = "validate"
         try:
             hooks = validate(plugin, self.entry_point.value)
         except PluginRejected:
             # hooks of a newer contract look misspelt to this one: the level explains them better
             self._refuse_newer_level(plugin)
             raise
-        self.stage = "info"
+        self.progress.stage = "info"
         info = self._check_info(hooks.runtime_backend_info())
-        self.stage = "register"
+        self.progress.stage = "register"
         register(plugin, hooks, catalogue, formats)
         distribution, version = origin(self.entry_point)
         return LoadedBackend(self.entry_point.name, distribution, version, info, plugin, self.entry_point, hooks)
@@ -210,44 +176,8 @@ class _Loading:
         info_hook = getattr(plugin, "runtime_backend_info", None)
         info = info_hook() if callable(info_hook) else None
         if isinstance(info, BackendInfo) and isinstance(info.api_level, int) and info.api_level > API_LEVEL:
-            self.stage = "info"
+            self.progress.stage = "info"
             self._check_info(info)
-
-
-def installed(group: str, rejected: list[Rejected]) -> Iterator[EntryPoint]:
-    """Entry points of a group in every installed package. Broken metadata of one package hides no other.
-
-    `rejected` takes the packages whose metadata could not be read.
-    """
-    seen = set()
-    for distribution in distributions():
-        try:
-            text = distribution.read_text("entry_points.txt")
-            if not text or group not in text:
-                continue
-            name = str(distribution.metadata["Name"]).lower().replace("_", "-")
-            found = [e for e in distribution.entry_points if e.group == group]
-        except Exception as error:  # noqa: BLE001  metadata is written by anybody; its reader raises anything
-            name, version = _identity(distribution)
-            rejected.append(Rejected(name, name, version, "metadata", describe_error(error), traceback.format_exc()))
-            continue
-        if name not in seen:  # the first on sys.path hides later copies, as it does for imports
-            seen.add(name)
-            yield from found
-
-
-def _identity(distribution: Distribution | None) -> tuple[str, str]:
-    try:
-        if distribution is None:
-            return "unknown", "unknown"
-        return str(distribution.metadata["Name"] or "unknown"), str(distribution.metadata["Version"] or "unknown")
-    except Exception:  # noqa: BLE001  only a label for a message, and the metadata may be anything
-        return "unknown", "unknown"
-
-
-def origin(entry_point: EntryPoint) -> tuple[str, str]:
-    """Name and version of the distribution of an entry point."""
-    return _identity(getattr(entry_point, "dist", None))
 
 
 def _kind(value: Any) -> str:

@@ -33,6 +33,7 @@ from runtime_torch.kernels import (
     norm,
     rope,
     rounding,
+    rows,
 )
 
 TARGETS = {
@@ -47,10 +48,14 @@ POINTERS = {
     **PLANES,
     **{f"up_{name}": kind for name, kind in PLANES.items()},
     **dict.fromkeys(("up_bias", "shares", "made", "logits", "weights", "up_factors"), "*fp32"),
-    **dict.fromkeys(("table", "bias", "x", "y", "q", "k", "v", "weight", "total", "residual", "gate", "up"), "*fp32"),
+    **dict.fromkeys(
+        ("table", "bias", "x", "y", "a", "b", "q", "k", "v", "weight", "total", "residual", "gate", "up"), "*fp32"
+    ),
     **dict.fromkeys(("partial", "largest", "sums", "sinks", "slopes", "inv_freq", "q_gain", "k_gain"), "*fp32"),
     **dict.fromkeys(("token_ids", "positions", "slot_mapping", "block_table", "query_start_loc"), "*i32"),
-    **dict.fromkeys(("seq_lens", "expert_ids", "order", "borders", "indices", "others", "sizes"), "*i32"),
+    **dict.fromkeys(("seq_lens", "expert_ids", "order", "borders", "indices", "others", "arrivals", "packed"), "*i32"),
+    **dict.fromkeys(("staged", "places"), "*i32"),
+    "rules": "*i64",
     **dict.fromkeys(("source_ids", "target_ids"), "*i32"),
     "source": "*fp32",
     "target": "*fp16",
@@ -59,7 +64,7 @@ POINTERS = {
     "exponents": "*i32",
     **dict.fromkeys(("up", "factors"), "*fp32"),
 }
-FLOATS = ("eps", "weight_offset", "factor", "factor_rest", "scale", "softcap", "alpha", "limit")
+FLOATS = ("eps", "weight_offset", "factor", "factor_rest", "scale", "softcap", "sign", "alpha", "limit", "cap")
 Q5_K = {"LO_BITS": 4, "HI_BITS": 1, "OFFSET": 0, "GROUPS": 1, "SCALE": 1, "MINIMUM": True, "CODEBOOK": False}
 Q2_K = Q5_K | {"LO_BITS": 2, "HI_BITS": 0, "GROUPS": 2}
 Q6_K = Q5_K | {"HI_BITS": 2, "OFFSET": 32, "GROUPS": 2, "MINIMUM": False}
@@ -71,9 +76,9 @@ FORMATS = (Q5_K, Q2_K, Q6_K, Q8_0, IQ4, MXFP4, DENSE)
 ROUTE = {"TOP_K": 8, "SCORE": 0, "NORMALIZE": True, "HAS_BIAS": True}
 HEADS = {"HEAD_DIM": 96, "NUM_FREQS": 32, "INTERLEAVED": False, "BF": 32, "BD": 32}
 ATTENTION = {"BLOCK_SIZE": 16, "NUM_KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": 128, "WINDOW": 0, "CAUSAL": True}
-ATTENTION |= {"SOFTCAP": False, "SINKS": False, "SLOPES": False, "SPLITS": 1, "MODE": 1, "SEQS": 64}
-ATTENTION |= {"BQ": 16, "BM": 64, "BK": 64, "BD": 128}
-RICH = ATTENTION | {"WINDOW": 128, "SOFTCAP": True, "SINKS": True, "SLOPES": True, "SPLITS": 8, "BM": 16, "BQ": 4}
+ATTENTION |= {"SOFTCAP": False, "SINKS": False, "SLOPES": False, "MODE": 1, "SEQS": 64}
+ATTENTION |= {"BQ": 16, "BM": 64, "BK": 64, "BD": 128, "LEAST_STEPS": 2, "PHASES": True}
+RICH = ATTENTION | {"WINDOW": 128, "SOFTCAP": True, "SINKS": True, "SLOPES": True, "BM": 16, "BQ": 4, "PHASES": False}
 
 
 def signature(kernel: Any, constants: dict[str, Any], changed: dict[str, str]) -> dict[str, str]:
@@ -131,13 +136,13 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
     made += [(linear_few.linear_few, few, {"lo": lo}) for lo in ("*fp32", "*fp16", "*bf16", "*fp8e4nv")]
     fp8 = {**DENSE, "HAS_FACTOR": False, "HAS_BIAS": False, "SPLITS": 1, "MODE": 2, "W": 32, "BM": 64, "BN": 64}
     finish = {"HAS_EXPONENT": True, "HAS_FACTOR": False, "HAS_BIAS": False, "IN_PLACE": True, "BT": 2, "BLOCK": 1024}
-    rows = {"KIND": -1, "W": 4, "MODE": 2, "TOP": 15, "WHOLE": True, "BR": 1, "BLOCK": 4096}
-    parts = rows | {"KIND": 0, "WHOLE": False}
+    whole = {"KIND": -1, "W": 4, "MODE": 2, "TOP": 15, "WHOLE": True, "BR": 1, "BLOCK": 4096}
+    parts = whole | {"KIND": 0, "WHOLE": False}
     made += [
         (linear.linear_many, {**fp8, "BU": 4}, {"x": "*fp16", "lo": "*fp8e4nv"}),
         (rounding.finish, finish, {"made": "*fp32"}),
         (rounding.finish, finish | {"HAS_FACTOR": True, "HAS_BIAS": True, "IN_PLACE": False}, {"made": "*fp16"}),
-        (rounding.round_rows, rows, {"y": "*fp16"}),
+        (rounding.round_rows, whole, {"y": "*fp16"}),
         (rounding.round_rows, parts, {"y": "*fp16"}),
         (rounding.round_rows, parts | {"W": 32, "MODE": 1}, {"y": "*bf16"}),
         (linear.sum_splits, {"SPLITS": 4, "HAS_BIAS": True, "BLOCK": 1024}, {}),
@@ -147,21 +152,24 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
         (moe_route.group_pairs, {"BE": 1, "BLOCK": 1024}, {}),
         (norm.rms_norm, {"HAS_RESIDUAL": True, "BR": 1, "BLOCK": 4096}, {}),
         (norm.layer_norm, {"HAS_BIAS": True, "BR": 1, "BLOCK": 4096}, {}),
-        (rope.rope, HEADS | {"BR": 16}, {}),
-        (rope.qkv_rope_write, HEADS | {"Q_NORM": True, "K_NORM": True, "BR": 16, "BLOCK": 128}, {}),
+        (rope.rope, HEADS | {"BT": 1, "BR": 16}, {}),
+        (rope.qkv_rope_write, HEADS | {"Q_NORM": True, "K_NORM": True, "BT": 1, "BR": 16, "BLOCK": 128}, {}),
         (cache.kv_write, {"BR": 8, "BLOCK": 1024}, {}),
         (cache.move_blocks, {"HAS_SOURCE_IDS": True, "HAS_TARGET_IDS": False, "BLOCK": 1024}, {}),
         (elementwise.activation, {"KIND": 1, "BLOCK": 1024}, {}),
         (elementwise.glu, {"KIND": 4, "BLOCK": 1024}, {}),
-        (elementwise.stage, {"REPEAT_LAST": True, "BO": 64, "BI": 64}, {"source": "*i32", "target": "*i32"}),
-        (checks.check_range, {"BLOCK": 1024}, {}),
-        (checks.check_apart, {"EARLIER": True, "BLOCK": 256}, {}),
-        (checks.check_sequences, {"BLOCK_SIZE": 16, "WINDOW": 64, "CAUSAL": True, "SEQS": 64, "BP": 64}, {}),
+        (elementwise.softcap, {"BLOCK": 1024}, {}),
+        (elementwise.product, {"BLOCK": 1024}, {}),
+        (elementwise.unpack, {"BLOCK": 1024}, {}),
+        (rows.gather_rows, {"BLOCK": 4096}, {"rows": "*i32"}),
+        (rows.argmax, {"BLOCK": 2048, "PARTS": 64}, {}),
+        (rows.softmax, {"LOG": True, "BLOCK": 8192}, {}),
+        (checks.check, {"BLOCK": 256, "SEQS": 64, "BP": 64}, {}),
         (attention.attention_tiles, ATTENTION, {}),
         (attention.attention_tiles, ATTENTION | {"MODE": 2, "HEAD_DIM": 80}, {"kv": "*fp16"}),
         (attention.attention_tiles, ATTENTION | {"MODE": 0, "BM": 16, "BK": 16, "BQ": 4}, {"kv": "*fp32"}),
         (attention.attention_tiles, RICH, {}),
-        (attention.attention_merge, {"HEAD_DIM": 80, "SINKS": True, "SPLITS": 8, "BR": 8, "BD": 128}, {}),
+        (attention.attention_tiles, RICH | {"BM": 64, "BQ": 16, "PHASES": True}, {}),
     ]
     return made
 

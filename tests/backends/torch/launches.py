@@ -13,7 +13,6 @@ import torch
 from runtime.dtypes import FORMATS, Span, TensorSpec
 from runtime.graph import GraphBuilder, make_region
 from runtime_torch import (
-    buckets,
     calls,
     checking,
     lower_attention,
@@ -21,10 +20,12 @@ from runtime_torch import (
     lower_moe,
     lower_route,
     lower_rows,
+    lower_sampling,
     operands,
     products,
     products_few,
     products_many,
+    staging,
 )
 from runtime_torch.calls import Shared, Site, Workspace
 from runtime_torch.lowering import LOWER, fusions
@@ -110,19 +111,8 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
 @contextmanager
 def recorded(into: dict[Launch, None]) -> Iterator[None]:
     """Launches that are bound inside are put down instead of bound."""
-    modules = (
-        operands,
-        products_many,
-        products,
-        products_few,
-        lower_attention,
-        lower_ffn,
-        lower_rows,
-        lower_moe,
-        lower_route,
-        buckets,
-        checking,
-    )
+    modules = (products, products_few, products_many, operands, lower_attention, lower_ffn, lower_rows, lower_moe)
+    modules += (lower_route, lower_sampling, staging, checking)
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
         assert all(size <= 65535 for size in grid[1:]), f"{kernel.__name__} over {grid}"
@@ -176,7 +166,7 @@ class Recorder:
             builder.output(f"y{i}", value)
         graph = builder.build()
         region = make_region("one", list(graph.nodes), graph.dims, outputs, graph.state_aliases())
-        checker = checking.Checker(frozenset(graph.inputs.values()))
+        checker = checking.Checker(frozenset(graph.inputs.values()), self._shared)
         fused, sites, buffers = fusions(region), {}, {}
         for node in graph.nodes:
             for value in (*node.inputs.values(), *node.outputs):
@@ -185,7 +175,8 @@ class Recorder:
             inputs = {port: buffers[value] for port, value in node.inputs.items()}
             made = (inputs["kv"] if "kv" in inputs and v.spec.layout == "kv" else buffers[v] for v in node.outputs)
             sites[node] = Site(node, inputs, tuple(made), dims, self._shared)
-            checker.calls(sites[node])
+            checker.add(sites[node])
+        checker.calls()
         absorbed = {node for fusion in fused.values() for node in fusion.nodes[:-1]}
         for node, site in sites.items():
             self._shared.workspace.reset()
@@ -230,6 +221,18 @@ def model_launches(settings: Settings, shapes: Shapes, formats: tuple[str, ...],
     yield from found
 
 
+def sampling_launches(settings: Settings) -> Iterator[Launch]:
+    """Launches of sampling, for vocabularies of all sizes (GPT-2's does not divide by 16) and batches of few and many."""
+    found: dict[Launch, None] = {}
+    recorder = Recorder(settings)
+    with recorded(found):
+        for vocab in (512, 50257, 151936):
+            for num_rows in (1, 64):
+                recorder.lower(lambda b: _sample(b, vocab), R=num_rows)  # noqa: B023
+            recorder.lower(lambda b: _penalize(b, vocab), R=4, H=300, X=5)  # noqa: B023
+    yield from found
+
+
 def _spec(fmt: str, *shape: int, layout: str = "rows") -> TensorSpec:
     return TensorSpec(FORMATS[fmt], shape) if layout == "rows" else TensorSpec(FORMATS[fmt], shape, layout)
 
@@ -262,6 +265,18 @@ def _norm(b: GraphBuilder, size: int) -> Any:
 def _glu(b: GraphBuilder, size: int) -> Any:
     gate, up = (b.input(name, "f32", ("T", size)) for name in ("gate", "up"))
     return b.op("glu", gate=gate, up=up, attrs={"kind": "silu"})
+
+
+def _sample(b: GraphBuilder, vocab: int) -> Any:
+    rows = {name: b.input(name, "f32", ("R",)) for name in ("temperature", "top_p", "min_p", "typical_p", "uniform")}
+    return b.op("sample", logits=b.input("logits", "f32", ("R", vocab)), top_k=b.input("top_k", "i32", ("R",)), **rows)
+
+
+def _penalize(b: GraphBuilder, vocab: int) -> Any:
+    rows = {name: b.input(name, "f32", ("R",)) for name in ("repetition", "presence", "frequency")}
+    ids = {name: b.input(name, "i32", ("R", "H")) for name in ("token_ids", "output_counts")}
+    biases = {"bias_ids": b.input("bias_ids", "i32", ("R", "X")), "bias_values": b.input("bias", "f32", ("R", "X"))}
+    return b.op("penalize", logits=b.input("logits", "f32", ("R", vocab)), **rows, **ids, **biases)
 
 
 def _cache(b: GraphBuilder, s: Shapes) -> Any:

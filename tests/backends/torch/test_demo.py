@@ -35,16 +35,14 @@ def test_greedy_tokens_are_those_of_the_reference(workers_find_it: None, expecte
 def test_steps_that_are_padded_to_buckets_give_the_same_tokens(
     workers_find_it: None, expected: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ):
-    from runtime_torch import buckets
+    from runtime_torch.staging import Inbox
 
-    staged = []
-    stage_call = buckets.stage_call
-    monkeypatch.setattr(
-        "runtime_torch.executable.stage_call", lambda *args: staged.append(args[0].name) or stage_call(*args)
-    )
+    sent: list[int] = []
+    send = Inbox.send
+    monkeypatch.setattr(Inbox, "send", lambda self, *step: sent.append(len(self.buffers)) or send(self, *step))
     with LLM(backend="torch-cpu", device_options={"capture": "on"}, max_num_seqs=4) as llm:
         assert answers(llm) == expected
-    assert {"token_ids", "slot_mapping", "block_table"} <= set(staged)
+    assert set(sent) == {7, 0}  # the model, and the choice of tokens, which takes rows of logits where they lie
 
 
 def test_layers_on_two_devices_in_one_engine_give_the_same_tokens(
@@ -56,3 +54,17 @@ def test_layers_on_two_devices_in_one_engine_give_the_same_tokens(
         assert shares == {"torch-cpu", "cpu"}
         assert plan.summary.host_share == 0.0
         assert answers(llm) == expected
+
+
+def test_drawn_tokens_are_the_same_captured_and_on_the_processor(workers_find_it: None):
+    """Penalties, filters and a seed of its own for every request of a batch whose size changes."""
+    params = [
+        SamplingParams(temperature=0.9, top_k=20, top_p=0.9, repetition_penalty=1.2, seed=i, max_tokens=3 + 2 * i)
+        for i in range(3)
+    ]
+    prompts = ["Count from 3 to 7.", "Repeat: red fox", "Hello"]
+    texts = []
+    for options in ({"backend": "cpu"}, {"backend": "torch-cpu", "device_options": {"capture": "on"}}):
+        with LLM(max_num_seqs=4, **options) as llm:
+            texts.append([o.token_ids for o in llm.generate(prompts, params)])
+    assert texts[0] == texts[1]

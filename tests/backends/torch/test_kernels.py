@@ -32,6 +32,7 @@ SMALL = Tiles(
     piece_bytes=1 << 14,
     attention_rows=16,
     attention_keys=16,
+    least_part=16,
     elements=256,
     row_elements=1024,
     programs=64,

@@ -173,8 +173,8 @@ def test_a_cache_of_more_than_two_to_the_31_elements_is_written_and_read_where_i
     length = slot % 16 + 1
     q, y = torch.full((1, width), 8.0), torch.zeros((1, width))
     attention.attention_tiles[(1, 1, 1)](
-        *(q, kv, table, starts, torch.tensor([length], dtype=torch.int32), q, q, y, y, y, fault),
-        *(1, 1, 1, num_slots, 1.0, 0.0),
+        *(q, kv, table, starts, torch.tensor([length], dtype=torch.int32), q, q, y, y, y, y, starts, fault),
+        *(1, 1, 1, num_slots, 1, 1.0, 1.0, 0.0),
         BLOCK_SIZE=16,
         NUM_KV_HEADS=1,
         GROUP=1,
@@ -184,13 +184,14 @@ def test_a_cache_of_more_than_two_to_the_31_elements_is_written_and_read_where_i
         SOFTCAP=False,
         SINKS=False,
         SLOPES=False,
-        SPLITS=1,
         MODE=0,
         SEQS=16,
         BQ=16,
         BM=16,
         BK=16,
         BD=width,
+        LEAST_STEPS=1,
+        PHASES=False,
     )
     np.testing.assert_allclose(y.numpy(), 3.0, rtol=1e-6)  # q k = 256 outweighs the zeros before it
 
@@ -234,5 +235,61 @@ def test_addresses_of_a_captured_step_are_those_of_every_later_batch(device: Any
         np.testing.assert_allclose(get(opened, bound[y.name], num_seqs, 16), values, rtol=1e-6)
         programs += [p for p in executable._programs.values() if p not in programs]
     assert len(programs) == 1
+    executable.close()
+    opened.close()
+
+
+def test_what_waits_on_the_host_is_there_for_whoever_reads_it(device: Any):
+    """Small uploads of step inputs go out with the step that reads them, or before anybody else does."""
+    buffer = put(device, np.arange(6, dtype=np.float32))
+    buffer.keeps = True
+    for new in (np.full(6, 7.0, np.float32), np.array([1.0, 2.0], np.float32)):
+        spec = TensorSpec(F32, new.shape)
+        device.upload(buffer, memoryview(new).cast("B"), spec).wait()
+        new[:] = -1.0  # the upload has returned: the caller may write over it
+        assert buffer.kept(new.nbytes) is not None
+    assert get(device, buffer, 6).tolist() == [1.0, 2.0, 7.0, 7.0, 7.0, 7.0]
+    assert buffer.kept(1) is None
+    other = device.allocate(TensorSpec(F32, (2,)))
+    device.upload(buffer, memoryview(np.array([3.0, 4.0], np.float32)).cast("B"), TensorSpec(F32, (2,))).wait()
+    device.copy(other, buffer, TensorSpec(F32, (2,))).wait()
+    assert get(device, other, 2).tolist() == [3.0, 4.0]
+
+
+def test_long_sequences_are_read_in_parts_and_merged_by_the_last_one(device: Any):
+    """One of 150 keys beside one of 9 and rows of nobody: 4 parts of 3 steps, one part, zeros; no counter is left."""
+    from dataclasses import replace
+
+    import runtime_torch_cpu
+
+    from runtime_torch.settings import Tiles
+
+    tiles = Tiles(attention_keys=16, least_part=32, programs=8)
+    settings = replace(runtime_torch_cpu.SETTINGS, tiles=tiles)
+    opened = runtime_torch_cpu.TorchCpuBackend(settings).runtime_open(runtime_torch_cpu.INFO, DeviceConfig())
+    builder = GraphBuilder("long", {"T": Span(1, 4), "S": Span(1, 2), "Q": Span(2, 3), "P": Span(1, 10)})
+    q = builder.input("q", "f32", ("T", 16))
+    inputs = {n: builder.input(n, "i32", s) for n, s in (("block_table", ("S", "P")), ("seq_lens", ("S",)))}
+    inputs["query_start_loc"] = builder.input("query_start_loc", "i32", ("Q",))
+    spec = TensorSpec(F32, (2, 12, 16, 1, 16), "kv")
+    heads = {"num_heads": 1, "num_kv_heads": 1, "head_dim": 16, "scale": 0.25}
+    y = builder.op("attention", q=q, kv=builder.state("cache", spec), attrs=heads, **inputs)
+    builder.output("y", y)
+    region = make_region("long", list(builder.build().nodes), builder.build().dims, [y])
+    rng = np.random.default_rng(4)
+    values = {"q": rng.standard_normal((4, 16)).astype(np.float32)}
+    values["block_table"] = np.array([[10, 3, 7, 1, 9, 2, 8, 4, 6, 5], [11, *[0] * 9]], np.int32)
+    values |= {"seq_lens": np.array([150, 9], np.int32), "query_start_loc": np.array([0, 1, 2], np.int32)}
+    kv = rng.standard_normal((2, 12, 16, 1, 16)).astype(np.float32)
+    executable = opened.compile(region, {"cache": put(opened, kv)}, {})
+    bound = {name: put(opened, value) for name, value in values.items()} | {y.name: put(opened, np.ones((4, 16), "f4"))}
+    executable.submit(bound, {"T": 4, "S": 2, "Q": 3, "P": 10}).wait()
+    expected = np.zeros((4, 16))
+    for s, length in enumerate((150, 9)):
+        keys, weighted = kv[:, values["block_table"][s]].reshape(2, -1, 16)[:, :length].astype(np.float64)
+        p = np.exp(0.25 * keys @ values["q"][s])
+        expected[s] = p @ weighted / p.sum()
+    np.testing.assert_allclose(get(opened, bound[y.name], 4, 16), expected, rtol=2e-5, atol=1e-6)
+    assert not opened._shared.workspace.zeros(1).any()
     executable.close()
     opened.close()

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device_in_use import blocks_for
 
 from runtime import LLM, Completion, SamplingParams
 from runtime.engine.constraints import bad_word_ids, banned_next
 from runtime.errors import ExecutionFailed, InvalidArgument, NumericFault
 from runtime.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.timeout(400)  # without native kernels the references take a minute for some of them
 
 FREE = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 TEXT = "Once upon a time there was a runtime that ran on whatever hardware was present. It was small and it was quick."
@@ -166,7 +169,7 @@ def test_prompts_are_scored_the_same_when_blocks_run_out() -> None:
     prompts = [TEXT[i:] for i in range(6)]
     params = FREE.with_(prompt_logprobs=1, max_tokens=90)
     with (
-        LLM(max_num_seqs=6, max_model_len=256, num_kv_blocks=5) as small,
+        LLM(max_num_seqs=6, max_model_len=256, num_kv_blocks=blocks_for(320)) as small,
         LLM(max_num_seqs=6, max_model_len=256) as all,
     ):
         tight, wide = small.generate(prompts, params), all.generate(prompts, params)

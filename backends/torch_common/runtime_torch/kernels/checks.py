@@ -7,6 +7,10 @@ import triton
 import triton.language as tl
 
 NO_FAULT = 0x7FFFFFFFFFFFFFFF
+RANGE, APART, SEQUENCES = 0, 1, 2
+"""Kinds of rules."""
+WORDS = 12
+"""Of a rule: int64 of kind, number, and what the kind needs."""
 
 
 @triton.jit
@@ -17,66 +21,89 @@ def _record(fault, is_wrong, index, value, number):
         tl.atomic_min(fault, first)
 
 
-@triton.jit(do_not_specialize=["count", "number"])
-def check_range(indices, count, lowest, past, number, fault, BLOCK: tl.constexpr):
-    """lowest <= indices[i] < past."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    v = tl.load(indices + at, mask=at < count, other=0)
-    is_wrong = (at < count) & ((v < lowest) | (v >= past))
-    _record(fault, is_wrong, at, v, tl.zeros_like(at) + number)
+@triton.jit
+def _pointer(rule, place: tl.constexpr):
+    return tl.load(rule + place).to(tl.pointer_type(tl.int32))
 
 
-@triton.jit(do_not_specialize=["count", "other_count", "number"])
-def check_apart(indices, count, others, other_count, number, fault, EARLIER: tl.constexpr, BLOCK: tl.constexpr):
-    """No index from 0 on occurs among `others`; with EARLIER, among those before its own place."""
+@triton.jit
+def _number(rule, place: tl.constexpr):
+    return tl.load(rule + place).to(tl.int32)
+
+
+@triton.jit
+def _check_range(rule, fault, BLOCK: tl.constexpr):
+    """2 indices, 3 count, 4 lowest, 5 past: lowest <= indices[i] < past."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    v = tl.load(indices + at, mask=at < count, other=-1)
+    is_index = at < _number(rule, 3)
+    v = tl.load(_pointer(rule, 2) + at, mask=is_index, other=0)
+    is_wrong = is_index & ((v < _number(rule, 4)) | (v >= _number(rule, 5)))
+    _record(fault, is_wrong, at, v, _number(rule, 1))
+
+
+@triton.jit
+def _check_apart(rule, fault, BLOCK: tl.constexpr):
+    """2 indices, 3 count, 4 others, 5 their count, 6 earlier: no index from 0 on is among others (before it)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(_pointer(rule, 2) + at, mask=at < _number(rule, 3), other=-1)
+    others, other_count, earlier = _pointer(rule, 4), _number(rule, 5), _number(rule, 6)
     repeats = at < 0
     for start in range(0, other_count, BLOCK):
         other_at = start + tl.arange(0, BLOCK)
         other = tl.load(others + other_at, mask=other_at < other_count, other=-2)
-        same = v[:, None] == other[None, :]
-        if EARLIER:
-            same = same & (other_at[None, :] < at[:, None])
+        same = (v[:, None] == other[None, :]) & ((earlier == 0) | (other_at[None, :] < at[:, None]))
         repeats = repeats | (tl.max(same.to(tl.int32), axis=1) > 0)
-    _record(fault, repeats & (v >= 0), at, v, tl.zeros_like(at) + number)
+    _record(fault, repeats & (v >= 0), at, v, _number(rule, 1))
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_rows", "width", "number"])
-def check_sequences(
-    query_start_loc, seq_lens, block_table, num_seqs, num_rows, width, num_blocks, number, fault,
-    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr, SEQS: tl.constexpr, BP: tl.constexpr,
-):
-    """Borders (rule `number`), lengths (+ 1), lengths against queries (+ 2), blocks in use (+ 3)."""
+@triton.jit
+def _check_sequences(rule, fault, SEQS: tl.constexpr, BP: tl.constexpr):
+    """Borders (rule `number`), lengths (+ 1), lengths against queries (+ 2), BP columns of blocks in use (+ 3).
+
+    2 borders, 3 lengths, 4 table, 5 sequences, 6 rows, 7 columns of the table, 8 blocks, 9 their size, 10 window,
+    11 causal.
+    """
+    query_start_loc, seq_lens, block_table = _pointer(rule, 2), _pointer(rule, 3), _pointer(rule, 4)
+    num_seqs, width, block_size, window = _number(rule, 5), _number(rule, 7), _number(rule, 9), _number(rule, 10)
+    number, is_causal = _number(rule, 1), _number(rule, 11) != 0
     seq = tl.arange(0, SEQS)
     inside = seq < num_seqs
     start = tl.load(query_start_loc + seq, mask=inside, other=0)
     end = tl.load(query_start_loc + seq + 1, mask=inside, other=0)
-    zero = tl.zeros_like(seq)
-    bad_start = inside & (seq == 0) & (start != 0)
-    _record(fault, bad_start, seq, start, zero + number)
-    bad_border = inside & ((end < start) | (end > num_rows))
-    _record(fault, bad_border, seq + 1, end, zero + number)
     length = tl.load(seq_lens + seq, mask=inside, other=0)
-    bad_length = inside & ((length < 0) | (length > width * BLOCK_SIZE))
-    _record(fault, bad_length, seq, length, zero + number + 1)
-    bad_queries = zero > 0
-    if CAUSAL:
-        bad_queries = inside & (length < end - start)
-        _record(fault, bad_queries, seq, length, zero + number + 2)
-    is_sound = inside & (end > start) & (start >= 0)
-    is_sound = is_sound & (bad_start.to(tl.int32) + bad_border.to(tl.int32) + bad_length.to(tl.int32) == 0)
-    is_sound = is_sound & (bad_queries.to(tl.int32) == 0)
-    first_key = zero
-    if WINDOW > 0:
-        first_key = tl.maximum(0, length - (end - start) - WINDOW + 1)
-    last_block = tl.where(is_sound, tl.cdiv(length, BLOCK_SIZE), 0)
+    bad_start = inside & (seq == 0) & (start != 0)
+    bad_border = inside & ((end < start) | (end > _number(rule, 6)))
+    bad_length = inside & ((length < 0) | (length > width * block_size))
+    bad_queries = inside & is_causal & (length < end - start)
+    if tl.program_id(0) == 0:
+        _record(fault, bad_start, seq, start, number)
+        _record(fault, bad_border, seq + 1, end, number)
+        _record(fault, bad_length, seq, length, number + 1)
+        _record(fault, bad_queries, seq, length, number + 2)
+    is_wrong = bad_start.to(tl.int32) + bad_border.to(tl.int32) + bad_length.to(tl.int32) + bad_queries.to(tl.int32)
+    is_sound = inside & (end > start) & (start >= 0) & (is_wrong == 0)
+    first_key = tl.where(window > 0, tl.maximum(0, length - (end - start) - window + 1), 0)
+    last_block = tl.where(is_sound, tl.cdiv(length, block_size), 0)
     # as far as blocks are in use: a table may have room for a context a hundred times as long
-    for column in range(0, tl.minimum(width, tl.max(last_block, axis=0)), BP):
+    used_columns = tl.minimum(width, tl.max(last_block, axis=0))
+    for column in range(tl.program_id(0) * BP, used_columns, tl.num_programs(0) * BP):
         p = column + tl.arange(0, BP)
-        used = (p[None, :] >= (first_key // BLOCK_SIZE)[:, None]) & (p[None, :] < last_block[:, None])
+        used = (p[None, :] >= (first_key // block_size)[:, None]) & (p[None, :] < last_block[:, None])
         at = seq[:, None] * width + p[None, :]
         block = tl.load(block_table + at, mask=used, other=0)
-        is_wrong = used & ((block < 0) | (block >= num_blocks))
+        bad_block = used & ((block < 0) | (block >= _number(rule, 8)))
         index = tl.reshape(at, [SEQS * BP])
-        _record(fault, tl.reshape(is_wrong, [SEQS * BP]), index, tl.reshape(block, [SEQS * BP]), index * 0 + number + 3)
+        _record(fault, tl.reshape(bad_block, [SEQS * BP]), index, tl.reshape(block, [SEQS * BP]), number + 3)
+
+
+@triton.jit
+def check(rules, fault, BLOCK: tl.constexpr, SEQS: tl.constexpr, BP: tl.constexpr):
+    """All rules (axis 1 of the grid), int64 [rules, WORDS], over their indices (axis 0)."""
+    rule = rules + tl.program_id(1) * 12
+    kind = tl.load(rule)
+    if kind == 0:
+        _check_range(rule, fault, BLOCK)
+    elif kind == 1:
+        _check_apart(rule, fault, BLOCK)
+    else:
+        _check_sequences(rule, fault, SEQS, BP)

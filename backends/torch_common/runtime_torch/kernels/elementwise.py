@@ -1,11 +1,11 @@
-"""Gated activations, and step inputs copied into the shape of a bucket."""
+"""Gated activations, and step inputs in the shape of a bucket."""
 
 import triton
 import triton.language as tl
 
 from runtime_torch.kernels.functions import sigmoid, tanh
 
-SILU, GELU, GELU_TANH, QUICK_GELU, SWIGLU_OAI, SIGMOID, TANH = 0, 1, 2, 3, 4, 5, 6
+SILU, GELU, GELU_TANH, QUICK_GELU, SWIGLU_OAI, SIGMOID, TANH, RELU, RELU2 = range(9)
 
 
 @triton.jit
@@ -21,6 +21,10 @@ def _nonlinear(x, KIND: tl.constexpr):
         y = x * sigmoid(1.702 * x)
     elif KIND == 5:
         y = sigmoid(x)
+    elif KIND == 7:
+        y = tl.where(x < 0.0, 0.0, x)
+    elif KIND == 8:
+        y = tl.where(x < 0.0, 0.0, x * x)
     else:
         y = tanh(x)
     return y
@@ -32,6 +36,22 @@ def activation(x, y, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(x + at, mask=at < size, other=0.0)
     tl.store(y + at, _nonlinear(v, KIND), mask=at < size)
+
+
+@triton.jit
+def softcap(x, y, size, cap, BLOCK: tl.constexpr):
+    """y = cap tanh(x / cap), elementwise."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(x + at, mask=at < size, other=0.0)
+    tl.store(y + at, tanh(v / cap) * cap, mask=at < size)
+
+
+@triton.jit
+def product(a, b, y, size, scale, BLOCK: tl.constexpr):
+    """y = a b scale, elementwise."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(a + at, mask=at < size, other=0.0) * tl.load(b + at, mask=at < size, other=0.0)
+    tl.store(y + at, v * scale, mask=at < size)
 
 
 @triton.jit
@@ -56,27 +76,27 @@ def glu(gate, up, y, size, alpha, limit, KIND: tl.constexpr, BLOCK: tl.constexpr
     tl.store(y + at, gated(g, u, alpha, limit, KIND), mask=at < size)
 
 
-@triton.jit(do_not_specialize=["fill", "inner_at", "inner"])
-def stage(
-    source, target, sizes, outer_at, inner_at, inner, num_outer, num_inner, fill, REPEAT_LAST: tl.constexpr,
-    BO: tl.constexpr, BI: tl.constexpr,
-):
-    """A compact [sizes[outer_at], sizes[inner_at] or inner] array into [num_outer, num_inner], padded.
+@triton.jit
+def unpack(packed, staged, fault, BLOCK: tl.constexpr):
+    """Inputs of a step into the sizes of its bucket; the fault record is cleared.
 
-    The true sizes are data on the device, so that a captured step serves every batch of its bucket.
+    `packed` int32 begins with 8 words for each input (axis 1 of the grid): where it begins, its rows and columns, where
+    it goes in `staged`, rows and columns there, what rows beyond hold, and whether they repeat the last one instead.
+    The true sizes are data, so that a captured step serves every batch of its bucket.
     """
-    rows = tl.load(sizes + outer_at)
-    columns = inner
-    if inner_at >= 0:
-        columns = tl.load(sizes + inner_at)
-    o = tl.program_id(0) * BO + tl.arange(0, BO)
-    i = tl.program_id(1) * BI + tl.arange(0, BI)
-    from_row = o
-    if REPEAT_LAST:
-        from_row = tl.minimum(o, rows - 1)
-    inside = (from_row < rows)[:, None] & (i < columns)[None, :]
-    at = from_row.to(tl.int64)[:, None] * columns + i[None, :]
-    v = tl.load(source + at, mask=inside, other=0)
-    v = tl.where(inside, v, fill.to(v.dtype))
-    to = o.to(tl.int64)[:, None] * num_inner + i[None, :]
-    tl.store(target + to, v, mask=(o < num_outer)[:, None] & (i < num_inner)[None, :])
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        tl.store(fault, 0x7FFFFFFFFFFFFFFF)
+    entry = packed + tl.program_id(1) * 8
+    rows, columns = tl.load(entry + 1), tl.load(entry + 2)
+    source, target = packed + tl.load(entry), staged + tl.load(entry + 3)
+    num_rows, num_columns = tl.load(entry + 4), tl.load(entry + 5)
+    fill, repeats = tl.load(entry + 6), tl.load(entry + 7)
+    written = tl.where(fill != 0, num_columns, columns)
+    size = num_rows * written
+    for start in range(tl.program_id(0) * BLOCK, size, tl.num_programs(0) * BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        row, column = at // written, at % written
+        from_row = tl.where(repeats != 0, tl.minimum(row, rows - 1), row)
+        inside = (at < size) & (from_row < rows) & (column < columns)
+        v = tl.load(source + from_row * columns + column, mask=inside, other=0)
+        tl.store(target + row.to(tl.int64) * num_columns + column, tl.where(inside, v, fill), mask=at < size)

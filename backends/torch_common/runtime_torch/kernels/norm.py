@@ -20,7 +20,7 @@ def rms_norm(
         tl.store(total + at, v, mask=mask)
     mean_square = tl.sum(v * v, axis=1) / size
     gain = tl.load(weight + columns, mask=columns < size, other=0.0) + weight_offset
-    tl.store(y + at, v / tl.sqrt(mean_square + eps)[:, None] * gain[None, :], mask=mask)
+    tl.store(y + at, v * (1.0 / tl.sqrt(mean_square + eps))[:, None] * gain[None, :], mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -34,7 +34,7 @@ def layer_norm(x, weight, bias, y, num_rows, size, eps, HAS_BIAS: tl.constexpr, 
     centred = tl.where(mask, v - (tl.sum(v, axis=1) / size)[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / size
     gain = tl.load(weight + columns, mask=columns < size, other=0.0)
-    v = centred / tl.sqrt(variance + eps)[:, None] * gain[None, :]
+    v = centred * (1.0 / tl.sqrt(variance + eps))[:, None] * gain[None, :]
     if HAS_BIAS:
         v += tl.load(bias + columns, mask=columns < size, other=0.0)[None, :]
     tl.store(y + at, v, mask=mask)
