@@ -155,13 +155,13 @@ def _few(product: Product) -> list[Call]:
     (bias, up_bias), pointers = product.biases, few_pointers(planes)
     constants = {**planes.constants, "HAS_BIAS": site.has("bias")}
     if shares is not None and product.per_row == 1 and _is_in_words(planes, pointers[0], num_columns):
-        tiles = few_tiles(site.settings.tiles, planes, num_rows * num_tokens, num_columns * top_k)
+        tiles = few_tiles(site.settings.tiles, planes, num_rows * num_tokens, num_columns * top_k, 1)
         sizes = tiles.constants(num_columns, 1, num_rows)
         arguments = (product.x, product.expert_ids, shares, *pointers, bias, product.y, site.fault, num_rows)
         constants |= {"TOP_K": top_k, **sizes}
         del constants["TOKENS"]
         return [launch(few_kernels.moe_few_sum, (cdiv(num_rows, tiles.rows), num_tokens), *arguments, **constants)]
-    tiles = few_tiles(site.settings.tiles, planes, num_rows * num_tokens * top_k, num_columns)
+    tiles = few_tiles(site.settings.tiles, planes, num_rows * num_tokens * top_k, num_columns, 1)
     constants |= tiles.constants(num_columns, 1, num_rows)
     del constants["TOKENS"]
     made = product.y if shares is None else site.scratch((num_tokens, top_k, num_rows))

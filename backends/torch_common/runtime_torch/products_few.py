@@ -37,14 +37,16 @@ class FewTiles:
         return {**sizes, "EVEN": all(n % self.rows == 0 for n in num_rows), "num_warps": self.num_warps}
 
 
-def few_tiles(tiles: Tiles, planes: Planes, num_rows: int, num_columns: int) -> FewTiles:
+def few_tiles(tiles: Tiles, planes: Planes, num_rows: int, num_columns: int, num_tokens: int) -> FewTiles:
     """So many rows that half of the programs which the device holds are there, up to what fits registers."""
     num_pieces = cdiv(num_columns, piece_elements(planes))
     most = min(tiles.few_pieces, next_power(num_pieces))
     # a step that reaches beyond the end of the row costs as much as any other
     costs = {max(1, most // part): penalty for part, penalty in STEPS}
     pieces = min(costs, key=lambda size: costs[size] * cdiv(num_pieces, size) * size)
-    rows = power_below(clamp(num_rows // max(1, tiles.programs // 2), 1, tiles.few_rows))
+    # two rows of x and codes in two planes leave registers for half as many rows
+    most_rows = max(1, tiles.few_rows // 2) if num_tokens > 1 and planes.constants["HI_BITS"] else tiles.few_rows
+    rows = power_below(clamp(num_rows // max(1, tiles.programs // 2), 1, most_rows))
     return FewTiles(rows, pieces, clamp(pieces // 32, 1, 8))
 
 
@@ -101,7 +103,7 @@ def together_calls(site: Site, x: torch.Tensor, products: Sequence[Product]) -> 
 
 def _launch(site: Site, x: torch.Tensor, alike: Sequence[Product]) -> Call:
     first, rows = alike[0], [product.num_rows for product in alike]
-    tiles = few_tiles(site.settings.tiles, first.planes, sum(rows), x.shape[1])
+    tiles = few_tiles(site.settings.tiles, first.planes, sum(rows), x.shape[1], x.shape[0])
     constants = {**first.planes.constants, **tiles.constants(x.shape[1], x.shape[0], *rows)}
     constants |= {"HAS_BIAS": first.bias is not None}
     grid = (sum(cdiv(n, tiles.rows) for n in rows),)
@@ -120,7 +122,7 @@ def gate_up_calls(site: Site, x: torch.Tensor, gate: Product, up: Product, kind:
     if not x.shape[0]:
         return []
     rows = gate.num_rows
-    tiles = few_tiles(site.settings.tiles, gate.planes, rows, x.shape[1])
+    tiles = few_tiles(site.settings.tiles, gate.planes, rows, x.shape[1], x.shape[0])
     constants = {**gate.planes.constants, **tiles.constants(x.shape[1], x.shape[0], rows)}
     constants |= {"HAS_BIAS": gate.bias is not None, "KIND": kind}
     *gate_pointers, table = few_pointers(gate.planes)
