@@ -71,6 +71,7 @@ def _tiles(chip: Chip) -> Tiles:
         many_tokens=128 if is_large else 64,
         product_tokens=128 if is_large else 64,
         product_tile=(1 << 15) if is_large else (1 << 13),
+        expert_sums=1 << (15 if is_large and chip.capability >= (9, 0) else 14 if is_large else 13),
         attention_rows=128 if is_large else 64,
         attention_keys=128 if is_hopper else 64,
         # two steps of keys and values, of which one is multiplied; older chips have no loads beside their products

@@ -27,7 +27,7 @@ from runtime_torch.calls import NO_FAULT, Call, Shared, Site
 from runtime_torch.capture import CapturedProgram, Program
 from runtime_torch.checking import Checker
 from runtime_torch.errors import translated
-from runtime_torch.lowering import LOWER, norm_of_sum, sums_to_norm
+from runtime_torch.lowering import LOWER, fusions, places
 from runtime_torch.memory import Allocator, Lifetime, TorchBuffer, assign_slots, own
 from runtime_torch.settings import Settings
 from runtime_torch.staging import Inbox
@@ -71,7 +71,7 @@ class RegionExecutable:
         _check_claims(region, manifest)
         self._state_of = dict(region.aliases)
         self._symbols = sorted({d for n in region.nodes for d in _symbols(n)} | set(region.dims))
-        self._fused = sums_to_norm(region)
+        self._fused = fusions(region)
         self._owned: list[TorchBuffer] = []
         self._what = f"region {region.name}"
         self._boundary = (*region.inputs, *region.outputs)
@@ -197,13 +197,13 @@ class RegionExecutable:
 
     def _lowered(self, sites: Mapping[Node, Site]) -> Iterator[Call]:
         """Calls of the nodes, one after the other."""
-        absorbed = set(self._fused.values())
+        absorbed = {node for fusion in self._fused.values() for node in fusion.nodes[:-1]}
         for node, site in sites.items():
             self._shared.workspace.reset()
             if node in absorbed or not all(_size(site, i) for i in range(len(node.outputs))):
                 continue
-            add = self._fused.get(node)
-            yield from LOWER[node.op.key](site) if add is None else norm_of_sum(sites[add], site)
+            fusion = self._fused.get(node)
+            yield from LOWER[node.op.key](site) if fusion is None else fusion.lower(*(sites[n] for n in fusion.nodes))
 
     def _pool_of_graphs(self) -> Any:
         if self._graph_pool is None:
@@ -227,7 +227,7 @@ class RegionExecutable:
         raise ExecutionFailed(f"{self._region.name} has no buffer for '{value.name}'")
 
     def _allocate_pool(self, allocator: Allocator) -> dict[Value, TorchBuffer]:
-        slots, sizes = assign_slots(_lifetimes(self._region))
+        slots, sizes = assign_slots(_lifetimes(self._region, places(self._region, self._fused)))
         buffers = [allocator.allocate(size, f"intermediates of {self._region.name}") for size in sizes]
         self._owned += buffers
         return {value: buffers[slot] for value, slot in slots.items()}
@@ -259,19 +259,20 @@ def _symbols(node: Node) -> list[str]:
     return [d for v in (*node.inputs.values(), *node.outputs) for d in _names(v)]
 
 
-def _lifetimes(region: Region) -> list[Lifetime]:
-    """Intermediates that no one outside sees, at the largest sizes of the region."""
+def _lifetimes(region: Region, places: Mapping[Node, int]) -> list[Lifetime]:
+    """Intermediates that no one outside sees, at the largest sizes of the region; `places` says when a node runs."""
     sizes = {name: span.hi for name, span in region.dims.items()}
     outside = {*region.inputs, *region.outputs, *region.resident}
     first: dict[Value, int] = {}
     last: dict[Value, int] = {}
     for number, node in enumerate(region.nodes):
-        last.update(dict.fromkeys(node.inputs.values(), number))
+        for value in node.inputs.values():
+            last[value] = max(places[node], last.get(value, 0))
         for value in node.outputs:
             if value in outside or value in region.aliases:
                 continue
             missing = [d for d in _names(value) if d not in sizes]
             if missing:
                 raise InvalidArgument(f"'{value.name}' is {value.spec}, and dimension {missing[0]} has no range")
-            first[value] = last[value] = number
+            first[value], last[value] = number, places[node]
     return [Lifetime(value, value.spec.nbytes(sizes), born, last[value]) for value, born in first.items()]

@@ -44,12 +44,10 @@ def product_numerics(settings: Settings, fmt: str, *, is_grouped: bool = False) 
     On tensor cores activations are rounded to bf16 where they meet bf16, else to f16, under a scale of their row where
     it needs one. Few rows are computed in float32: better than declared.
     """
-    if settings.precision == "f32" or fmt == "f32" or (fmt == "f16" and is_grouped):
+    if settings.precision == "f32" or fmt == "f32":
         return F32
-    if is_grouped:
-        return Numerics(activation="bf16", order="fixed")
     if fmt in ("f16", "bf16"):
-        return Numerics(activation=fmt, output="f32" if settings.wide_output else fmt, order="fixed")
+        return Numerics(activation=fmt, output="f32" if settings.wide_output or is_grouped else fmt, order="fixed")
     return Numerics(activation="f16", order="fixed")
 
 

@@ -9,12 +9,12 @@ import torch
 
 from runtime_torch.calls import Call, Site, cdiv, clamp, launch, planes_of
 from runtime_torch.kernels import embed as embed_kernels
-from runtime_torch.kernels.blocks import BF16, BF16_EMULATED, F16, F32
+from runtime_torch.kernels.blocks import BF16, F16
 from runtime_torch.operands import Operands, as_operands
 from runtime_torch.planes import LAYOUTS
 from runtime_torch.products_few import FEW_TOKENS, Product, few_calls, together_calls
 from runtime_torch.products_many import finish_calls, half_product, many_calls
-from runtime_torch.settings import Settings, next_power
+from runtime_torch.settings import next_power
 
 HALVES = {torch.bfloat16: BF16, torch.float16: F16}
 
@@ -46,26 +46,6 @@ def products_calls(site: Site, x: torch.Tensor, parts: Mapping[str, torch.Tensor
         return together_calls(site, x, few)
     shared = Operands(site, x)
     return [call for part, y in parts.items() for call in linear_calls(site, f"{part}_weight", shared, biases[part], y)]
-
-
-def operand_mode(settings: Settings, fmt: str) -> int:
-    """What operands of a product with weights in `fmt` are rounded to, see `kernels.blocks`."""
-    if settings.precision == "f32" or fmt in ("f32", "f16"):
-        return F32
-    return BF16_EMULATED if settings.is_interpreted else BF16
-
-
-def as_operand(site: Site, x: torch.Tensor, mode: int) -> tuple[torch.Tensor, list[Call]]:
-    """x in the type of operands, and the call that makes it so."""
-    if mode == F32:
-        return x, []
-    rounded = site.scratch(tuple(x.shape), torch.bfloat16)
-    calls: list[Call] = [lambda: rounded.copy_(x)]
-    if not site.settings.is_interpreted:
-        return rounded, calls
-    # the interpreter widens the smallest numbers of bf16 wrongly (Triton 3.9); torch does not
-    wide = site.scratch(tuple(x.shape))
-    return wide, [*calls, lambda: wide.copy_(rounded)]
 
 
 def dense_calls(

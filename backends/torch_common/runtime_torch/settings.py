@@ -23,8 +23,9 @@ class Tiles:
     few_pieces: int = 128
     """Pieces of 16 bytes, of a row of the weight in a product of few rows: one to a thread."""
     many_tokens: int = 64
+    """Of a tile of products grouped by expert, with so many rows and units of the weight; see `lower_moe`."""
     many_rows: int = 64
-    many_units: int = 4
+    many_units: int = 8
     product_tokens: int = 64
     """Of a tile of a product with a weight in blocks; by rows of the weight, twice as many where tokens are many."""
     product_rows: int = 64
@@ -36,6 +37,8 @@ class Tiles:
     piece_bytes: int = 32 << 20
     """Of a weight so decoded at a time: it is read again from the cache of the device."""
     decode_units: int = 512
+    expert_sums: int = 1 << 13
+    """Of a tile of grouped products: pairs times rows of the weight, or of both weights where two are gated."""
     min_dot: int = 16
     """Smallest side of a product on tensor cores."""
     attention_rows: int = 64
@@ -78,6 +81,7 @@ INTERPRETED = Tiles(
     product_rows=256,
     product_tile=1 << 16,
     decode_units=1 << 12,
+    expert_sums=1 << 17,
     attention_rows=256,
     attention_keys=128,
     least_part=128,

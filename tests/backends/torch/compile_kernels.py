@@ -28,6 +28,8 @@ from runtime_torch.kernels import (
     linear,
     linear_few,
     moe,
+    moe_few,
+    moe_route,
     norm,
     rope,
     rounding,
@@ -44,6 +46,8 @@ TARGETS = {
 PLANES = {"lo": "*i32", "hi": "*i32", "scale": "*i8", "above": "*fp16", "low": "*i8", "low_above": "*fp16"}
 POINTERS = {
     **PLANES,
+    **{f"up_{name}": kind for name, kind in PLANES.items()},
+    **dict.fromkeys(("up_bias", "shares", "made", "logits", "weights", "up_factors"), "*fp32"),
     **dict.fromkeys(
         ("table", "bias", "x", "y", "a", "b", "q", "k", "v", "weight", "total", "residual", "gate", "up"), "*fp32"
     ),
@@ -69,6 +73,7 @@ IQ4 = Q5_K | {"HI_BITS": 0, "SCALE": 0, "MINIMUM": False, "CODEBOOK": True}
 MXFP4 = IQ4 | {"SCALE": 2}
 DENSE = Q8_0 | {"SCALE": 3}
 FORMATS = (Q5_K, Q2_K, Q6_K, Q8_0, IQ4, MXFP4, DENSE)
+ROUTE = {"TOP_K": 8, "SCORE": 0, "NORMALIZE": True, "HAS_BIAS": True}
 HEADS = {"HEAD_DIM": 96, "NUM_FREQS": 32, "INTERLEAVED": False, "BF": 32, "BD": 32}
 ATTENTION = {"BLOCK_SIZE": 16, "NUM_KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": 128, "WINDOW": 0, "CAUSAL": True}
 ATTENTION |= {"SOFTCAP": False, "SINKS": False, "SLOPES": False, "MODE": 1, "SEQS": 64}
@@ -89,9 +94,29 @@ def signature(kernel: Any, constants: dict[str, Any], changed: dict[str, str]) -
     return types
 
 
+def expert_cases(fmt: dict[str, Any], lo: dict[str, str]) -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
+    """Products of experts: one by one, gated, summed; grouped, into operands and into what is summed."""
+    few = {**fmt, "HAS_BIAS": True, "K": 2048, "EVEN": True, "BN": 8, "BU": 64}
+    words = {"lo": "*i32", "up_lo": "*i32"}
+    both = {n: t for p, t in lo.items() for n in (p, f"up_{p}")}
+    is_dense, width = fmt == DENSE, fmt["LO_BITS"] if fmt["LO_BITS"] < 8 else 32
+    many = {**fmt, "HAS_BIAS": False, "HAS_FACTOR": not is_dense, "UP_FACTOR": False, "MODE": 1 if is_dense else 2}
+    # where a table is, loops are lowered without the stages that are the default here
+    rows = 32 if fmt["CODEBOOK"] else 64
+    many |= {"W": width, "EXPERTS": 128, "BM": 16, "BN": rows, "BU": max(2, 16 // width), "GROUP": 8}
+    operand = "*bf16" if is_dense else "*fp16"
+    return [
+        (moe_few.moe_few, few | {"KIND": -1, "HAS_SHARES": True}, words),
+        (moe_few.moe_few, few | {"KIND": 0, "HAS_SHARES": False}, words),
+        (moe_few.moe_few_sum, few | {"TOP_K": 8}, words),
+        (moe.moe_many, many | {"KIND": 4, "HAS_SHARES": False}, both | {"x": operand, "y": operand}),
+        (moe.moe_many, many | {"KIND": -1, "HAS_SHARES": True}, both | {"x": operand}),
+    ]
+
+
 def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
     """Every kernel with the constants and types of real use."""
-    bf16, f16 = {"x": "*bf16"}, {"x": "*fp16", "made": "*fp16"}
+    f16 = {"x": "*fp16", "made": "*fp16"}
     made: list[tuple[Any, dict[str, Any], dict[str, str]]] = []
     for fmt in FORMATS:
         lo = {"lo": "*i32" if fmt["LO_BITS"] < 8 else "*bf16" if fmt == DENSE else "*i8"}
@@ -105,9 +130,7 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
         many["BU"] = 8 if fmt["LO_BITS"] == 2 else 4
         made.append((linear.linear_many, many, f16 | lo))
         made.append((linear.decode_rows, {**fmt, **width, "BN": 4, "BU": 128}, f16 | lo))
-        made.append((moe.moe_few, {**fmt, "HAS_BIAS": True, "BN": 8, "BU": 16}, lo))
-        grouped = {**fmt, "HAS_BIAS": False, "MODE": 1, "EXPERTS": 128, "BM": 16, "BN": 64, "BU": many["BU"]}
-        made.append((moe.moe_many, grouped, bf16 | lo))
+        made += expert_cases(fmt, lo)
         made.append((embed.embed_blocks, {**fmt, "SCALED": True, "BT": 1, "BU": 32}, lo))
     few = {**DENSE, "HAS_BIAS": False, "K": 1000, "TOKENS": 1, "EVEN": True, "BN": 8, "BU": 64}
     made += [(linear_few.linear_few, few, {"lo": lo}) for lo in ("*fp32", "*fp16", "*bf16", "*fp8e4nv")]
@@ -123,6 +146,10 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
         (rounding.round_rows, parts, {"y": "*fp16"}),
         (rounding.round_rows, parts | {"W": 32, "MODE": 1}, {"y": "*bf16"}),
         (linear.sum_splits, {"SPLITS": 4, "HAS_BIAS": True, "BLOCK": 1024}, {}),
+        (moe.sum_chosen, {"TOP_K": 8, "BT": 1, "BLOCK": 1024}, {}),
+        (moe_route.moe_route, ROUTE | {"BR": 4, "BLOCK": 128, "BK": 8}, {}),
+        (moe_route.moe_route, ROUTE | {"TOP_K": 32, "SCORE": 1, "BR": 1, "BLOCK": 1024, "BK": 32}, {}),
+        (moe_route.group_pairs, {"BE": 1, "BLOCK": 1024}, {}),
         (norm.rms_norm, {"HAS_RESIDUAL": True, "BR": 1, "BLOCK": 4096}, {}),
         (norm.layer_norm, {"HAS_BIAS": True, "BR": 1, "BLOCK": 4096}, {}),
         (rope.rope, HEADS | {"BT": 1, "BR": 16}, {}),

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from runtime.dtypes import FORMATS, Span, TensorSpec
-from runtime.graph import GraphBuilder
+from runtime.graph import GraphBuilder, make_region
 from runtime_torch import (
     calls,
     checking,
     lower_attention,
     lower_ffn,
     lower_moe,
+    lower_route,
     lower_rows,
     lower_sampling,
     operands,
@@ -27,7 +28,7 @@ from runtime_torch import (
     staging,
 )
 from runtime_torch.calls import Shared, Site, Workspace
-from runtime_torch.lowering import LOWER
+from runtime_torch.lowering import LOWER, fusions
 from runtime_torch.memory import Allocator, TorchBuffer
 from runtime_torch.planes import LAYOUTS
 from runtime_torch.repack import repack
@@ -70,6 +71,7 @@ class Launch:
             "MODE",
             "HEAD_DIM",
             "GROUP",
+            "KIND",
             "SPLITS",
             "BM",
             "BN",
@@ -109,8 +111,8 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
 @contextmanager
 def recorded(into: dict[Launch, None]) -> Iterator[None]:
     """Launches that are bound inside are put down instead of bound."""
-    modules = (operands, products, products_few, products_many, lower_attention, lower_ffn, lower_rows, lower_moe)
-    modules += (lower_sampling, staging, checking)
+    modules = (products, products_few, products_many, operands, lower_attention, lower_ffn, lower_rows, lower_moe)
+    modules += (lower_route, lower_sampling, staging, checking)
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
         assert all(size <= 65535 for size in grid[1:]), f"{kernel.__name__} over {grid}"
@@ -156,23 +158,32 @@ class Recorder:
         self._shared = Shared(settings, META, Workspace(META), fault, tables)
 
     def lower(self, build: Any, **dims: int) -> None:
-        """`build(builder)` makes one node; its launches go to whoever records them."""
+        """`build(builder)` makes one node, or some that are fused; their launches go to whoever records them."""
         builder = GraphBuilder("one", {name: Span(1, size) for name, size in dims.items()})
         y = build(builder)
-        for i, value in enumerate(y if isinstance(y, tuple) else (y,)):
+        outputs = list(y) if isinstance(y, tuple) else [y]
+        for i, value in enumerate(outputs):
             builder.output(f"y{i}", value)
-        checker = checking.Checker(frozenset(builder.build().inputs.values()), self._shared)
-        for node in builder.build().nodes:
-            inputs = {port: self._buffer(value, dims) for port, value in node.inputs.items()}
-            outputs = tuple(
-                inputs["kv"] if "kv" in inputs and v.spec.layout == "kv" else self._buffer(v, dims)
-                for v in node.outputs
-            )
-            site = Site(node, inputs, outputs, dims, self._shared)
-            checker.add(site)
-            checker.calls()
+        graph = builder.build()
+        region = make_region("one", list(graph.nodes), graph.dims, outputs, graph.state_aliases())
+        checker = checking.Checker(frozenset(graph.inputs.values()), self._shared)
+        fused, sites, buffers = fusions(region), {}, {}
+        for node in graph.nodes:
+            for value in (*node.inputs.values(), *node.outputs):
+                if value not in buffers:
+                    buffers[value] = self._buffer(value, dims)
+            inputs = {port: buffers[value] for port, value in node.inputs.items()}
+            made = (inputs["kv"] if "kv" in inputs and v.spec.layout == "kv" else buffers[v] for v in node.outputs)
+            sites[node] = Site(node, inputs, tuple(made), dims, self._shared)
+            checker.add(sites[node])
+        checker.calls()
+        absorbed = {node for fusion in fused.values() for node in fusion.nodes[:-1]}
+        for node, site in sites.items():
             self._shared.workspace.reset()
-            LOWER[node.op.key](site)
+            if node in fused:
+                fused[node].lower(*(sites[n] for n in fused[node].nodes))
+            elif node not in absorbed:
+                LOWER[node.op.key](site)
 
     def _buffer(self, value: Any, dims: dict[str, int]) -> TorchBuffer:
         spec = TensorSpec(value.spec.format, value.spec.resolve(dims), value.spec.layout)
@@ -235,8 +246,15 @@ def _embed(b: GraphBuilder, fmt: str, columns: int) -> Any:
 
 
 def _experts(b: GraphBuilder, fmt: str, s: Shapes) -> Any:
-    x, ids = b.input("x", "f32", ("T", s.hidden)), b.input("ids", "i32", ("T", s.top_k))
-    return b.op("moe_linear", x=x, expert_ids=ids, weight=b.weight("w", _spec(fmt, s.num_experts, s.inner, s.hidden)))
+    x, logits = b.input("x", "f32", ("T", s.hidden)), b.input("logits", "f32", ("T", s.num_experts))
+    attrs = {"top_k": s.top_k, "score": "softmax", "normalize": True}
+    ids, shares = b.op("moe_route", logits=logits, attrs=attrs)
+    shapes = {"gate": (s.inner, s.hidden), "up": (s.inner, s.hidden), "down": (s.hidden, s.inner)}
+    weights = {part: b.weight(part, _spec(fmt, s.num_experts, *shape)) for part, shape in shapes.items()}
+    gate, up = (b.op("moe_linear", x=x, expert_ids=ids, weight=weights[part]) for part in ("gate", "up"))
+    h = b.op("glu", gate=gate, up=up, attrs={"kind": "silu"})
+    last = {"expert_ids": ids, "expert_weights": shares, "attrs": {"per_expert_input": True}}
+    return b.op("moe_linear", x=h, weight=weights["down"], **last)
 
 
 def _norm(b: GraphBuilder, size: int) -> Any:

@@ -26,22 +26,6 @@ def operand(v, MODE: tl.constexpr):
 
 
 @triton.jit
-def dot_weight(x, weight, acc, MODE: tl.constexpr, TWICE: tl.constexpr):
-    """acc + x weight^T with weights float32 as operands; TWICE adds what rounding took from them.
-
-    A code times its scale keeps the precision of its scale, and rounding it costs no more than rounding x does. A
-    minimum besides makes numbers of twice as many bits: their sums would be less exact than the manifest states.
-    """
-    w = operand(weight, MODE)
-    acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
-    if TWICE and MODE != 0:
-        # infinities have had their say: another sign of what is left would turn them into NaN
-        x = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0).to(x.dtype)
-        acc = tl.dot(x, tl.trans(operand(weight - w.to(tl.float32), MODE)), acc, input_precision="ieee")
-    return acc
-
-
-@triton.jit
 def decode(
     lo, hi, scale, above, low, low_above, table, rows, units, mask, num_columns, PART: tl.constexpr,
     LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
