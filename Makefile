@@ -71,15 +71,26 @@ sanitize: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/reference.py
 
-# On a machine with an NVIDIA GPU and a torch for it in the environment (docs/gpu.md); other kinds: GPU=rocm, GPU=xpu.
-GPU ?= cuda
-MINUTES ?= 60
+# On a machine with a GPU (docs/gpu.md), in so many MINUTES: conformance, then the benchmark; or one of them by GPU_PART.
+# GPU=rocm and GPU=xpu are the other kinds. GPU_PYTHON=python3 takes that Python with all that is in it, and no network.
+GPU       ?= cuda
+MINUTES   ?= 60
+GPU_PART  ?= all
+GPU_INDEX ?= https://download.pytorch.org/whl/$(or $(GPU_WHEELS_$(GPU)),$(GPU))
+GPU_WHEELS_cuda := cu130
+GPU_WHEELS_rocm := rocm7.2
+GPU_RUN := benchmarks/gpu_session.py --backend $(GPU) --part $(GPU_PART) --minutes $(MINUTES) -- $(GPU_OPTIONS)
+ifdef GPU_PYTHON
+gpu:
+	$(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation \
+	  --config-settings wheel.cmake=false --upgrade --target build/gpu/site .
+	PYTHONPATH=$(CURDIR)/build/gpu/site$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) $(GPU_RUN)
+else
 gpu: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch triton transformers accelerate
-	$(BIN)/runtime doctor $(GPU)
-	$(BIN)/runtime conformance run --backend $(GPU) --level L2 --budget full --jobs 2 --out build/gpu/conformance \
-	  --profile Q-GGUF-full --profile MoE --profile sampling --profile deterministic --profile capture
-	$(BIN)/python benchmarks/gpu.py --backend $(GPU) --device $(if $(filter xpu,$(GPU)),xpu,cuda) --minutes $(MINUTES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch --index-url $(GPU_INDEX)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check transformers accelerate
+	$(BIN)/python $(GPU_RUN)
+endif
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache

@@ -159,6 +159,15 @@ def test_every_fault_of_a_probe_is_a_sentence(install_plugin: InstallPlugin) -> 
     assert [r.refusal for r in probe_all(backends)] == [refusal for _, refusal in PROBE_FAULTS]
 
 
+def test_a_plugin_says_how_long_its_probe_may_take(install_plugin: InstallPlugin) -> None:
+    hasty = plugin_source("hasty", probe="import time\ntime.sleep(60)")
+    install_plugin("hasty", hasty.replace("api_level=1", "probe_timeout_s=0.5"))
+    install_plugin("never", plugin_source("never").replace("api_level=1", "probe_timeout_s=0"))
+    found = discover()
+    assert found["hasty"].probe().refusal == "no answer within 0.5 s"
+    assert rejected(found, "never").reason == "probe_timeout_s 0 is not a number of seconds up to 600"
+
+
 def test_a_crash_after_the_answer_does_not_count(install_plugin: InstallPlugin) -> None:
     probe = "import atexit, os\natexit.register(os.abort)\nreturn [DeviceInfo(0, 'a', 1, 1.0)]"
     install_plugin("late", plugin_source("late", probe=probe))

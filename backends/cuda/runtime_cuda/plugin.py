@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from runtime.backend import PluginRejected
-from runtime_torch.facts import Chip, Facts, common_refusal, first_set
+from runtime_torch.facts import Chip, Facts, common_refusal, first_set, installed_version, version_of
 from runtime_torch.plugin import Kind, TorchBackend
-from runtime_torch.settings import Settings, Tiles
+from runtime_torch.settings import Settings, Tiles, in_float32
 
 NAME = "cuda"
 INDEX = "https://download.pytorch.org/whl/cu130"
@@ -15,7 +15,18 @@ MIN_CAPABILITY = (7, 5)
 """Turing: the oldest chips that wheels of current torch are built for."""
 BF16_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
+LARGE = ((8, 0), (8, 7))
+"""Of Ampere, the chips with 163 KiB of shared memory for a block; the others have 99. Hopper and B200 have 227."""
+ALLOC_CONF_SINCE = (2, 11)
+"""torch whose PYTORCH_ALLOC_CONF holds for CUDA."""
 WIDEST = Settings(NAME, "cuda", capture=True, fp8=True)
+CONTAINER = "give the container its GPUs (--gpus all)"
+REMEDIES = {
+    "Error 802": "start nvidia-fabricmanager: the links between the GPUs are not set up yet",
+    "Error 803": "the driver was replaced while it was loaded: reboot, or load the new one",
+    "Error 804": "take CUDA's compatibility libraries out of LD_LIBRARY_PATH, or install a newer driver",
+}
+"""cudaGetDeviceCount's answers (CUDA runtime API, cudaError) that have a cause of their own."""
 
 
 def refusal(facts: Facts) -> tuple[str, str] | None:
@@ -24,15 +35,18 @@ def refusal(facts: Facts) -> tuple[str, str] | None:
     if reason is not None or facts.chips:
         return reason
     if "no NVIDIA driver" in facts.problem or (not facts.driver and not facts.problem):
-        return "no NVIDIA driver is loaded", "install the driver, and give the container its GPUs (--gpus all)"
+        if facts.driver:
+            return f"NVIDIA driver {facts.driver} is loaded, but its libraries are not here", CONTAINER
+        return "no NVIDIA driver is loaded", f"install the driver; {CONTAINER}"
     if "too old" in facts.problem:
         return f"NVIDIA driver {facts.driver or 'of unknown version'} is too old for torch's {facts.built_for}", (
             "install a newer driver, or a torch for an older CUDA"
         )
-    hidden = first_set(hidden_by())
-    if hidden and facts.driver:
+    hidden = first_set({n: v for n, v in hidden_by().items() if v != "all"})
+    if hidden and (not facts.problem or "No CUDA GPUs" in facts.problem):
         return f"no NVIDIA GPU is visible: {hidden}", "unset it, or name a GPU that is there"
-    return facts.problem or "no NVIDIA GPU", "look at nvidia-smi"
+    remedy = next((remedy for sign, remedy in REMEDIES.items() if sign in facts.problem), "look at nvidia-smi")
+    return facts.problem or "no NVIDIA GPU", remedy
 
 
 def hidden_by() -> dict[str, str]:
@@ -52,11 +66,12 @@ def settings_of(facts: Facts, index: int) -> Settings:
         raise PluginRejected(
             f"{chip.name} has compute capability {have}; {need} or newer is needed", remedy="use a newer GPU"
         )
+    has_bf16 = chip.capability >= BF16_CAPABILITY
     return Settings(
         NAME,
         "cuda",
-        precision="bf16" if chip.capability >= BF16_CAPABILITY else "f32",
-        tiles=_tiles(chip),
+        precision="bf16" if has_bf16 else "f32",
+        tiles=_tiles(chip) if has_bf16 else in_float32(_tiles(chip)),
         capture=True,
         fp8=chip.capability >= FP8_CAPABILITY,
     )
@@ -64,7 +79,7 @@ def settings_of(facts: Facts, index: int) -> Settings:
 
 def _tiles(chip: Chip) -> Tiles:
     """Enough programs for every multiprocessor to hold four; larger tiles where shared memory is large."""
-    is_large = chip.capability == (8, 0) or (9, 0) <= chip.capability < (12, 0)
+    is_large = chip.capability in LARGE or (9, 0) <= chip.capability < (12, 0)
     is_hopper = (9, 0) <= chip.capability < (12, 0)
     return Tiles(
         programs=max(64, 4 * chip.compute_units),
@@ -81,8 +96,17 @@ def _tiles(chip: Chip) -> Tiles:
 
 
 def prepare() -> None:
-    """Segments that grow leave no holes when weights of many sizes are loaded; a user's own setting stays."""
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    """Segments that grow leave no holes when weights of many sizes are loaded; a user's own setting stays.
+
+    The variable that is not named after CUDA is unknown to torch 2.8, and without effect on this in 2.9
+    (github.com/pytorch/pytorch, issue 183387).
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" in os.environ or "PYTORCH_ALLOC_CONF" in os.environ:
+        return
+    if version_of(installed_version("torch")) < ALLOC_CONF_SINCE:
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    else:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 plugin = TorchBackend(

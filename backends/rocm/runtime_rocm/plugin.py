@@ -6,20 +6,21 @@ import os
 from pathlib import Path
 
 from runtime.backend import PluginRejected
-from runtime_torch.facts import Chip, Facts, common_refusal, first_set
+from runtime_torch.facts import Chip, Facts, can_render, common_refusal, first_set, has_device_files
 from runtime_torch.plugin import Kind, TorchBackend
 from runtime_torch.settings import Settings, Tiles
 
 NAME = "rocm"
-INDEX = "https://download.pytorch.org/whl/rocm6.4"
+INDEX = "https://download.pytorch.org/whl/rocm7.2"
 MATRIX_CORES = ("gfx908", "gfx90a", "gfx942", "gfx950")
 """CDNA: matrix cores with bf16, waves of 64."""
 WMMA = ("gfx11", "gfx12")
 """RDNA 3 and 4: bf16 in waves of 32."""
 FP8 = ("gfx942", "gfx950", "gfx12")
+JOIN = "add the user to the group that owns it (render)"
 WIDEST = Settings(NAME, "cuda", capture=True, fp8=True)
-KFD = Path("/dev/kfd")
-"""The device file of AMD's compute driver."""
+KFD, DRI = Path("/dev/kfd"), Path("/dev/dri")
+"""The device files of AMD's compute driver, and of Linux's graphics drivers: both are needed."""
 
 
 def refusal(facts: Facts) -> tuple[str, str] | None:
@@ -27,10 +28,12 @@ def refusal(facts: Facts) -> tuple[str, str] | None:
     reason = common_refusal(facts, "rocm", INDEX)
     if reason is not None or facts.chips:
         return reason
-    if not KFD.exists():
+    if has_device_files() and not KFD.exists():
         return "no AMD compute driver: /dev/kfd is absent", "load amdgpu, and give the container /dev/kfd and /dev/dri"
-    if not os.access(KFD, os.R_OK | os.W_OK):
-        return "/dev/kfd may not be opened by this user", "add the user to the group that owns it (render)"
+    if has_device_files() and not os.access(KFD, os.R_OK | os.W_OK):
+        return f"{KFD} may not be opened by this user", JOIN
+    if has_device_files() and not can_render(DRI):
+        return f"no render node in {DRI} may be opened by this user", f"give the container /dev/dri; {JOIN}"
     hidden = first_set(hidden_by())
     if hidden:
         return f"no AMD GPU is visible: {hidden}", "unset it, or name a GPU that is there"
@@ -42,6 +45,7 @@ def hidden_by() -> dict[str, str]:
     found = {
         "HIP_VISIBLE_DEVICES": os.environ.get("HIP_VISIBLE_DEVICES"),
         "ROCR_VISIBLE_DEVICES": os.environ.get("ROCR_VISIBLE_DEVICES"),
+        "GPU_DEVICE_ORDINAL": os.environ.get("GPU_DEVICE_ORDINAL"),
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
     return {name: value for name, value in found.items() if value is not None}
@@ -60,8 +64,9 @@ def settings_of(facts: Facts, index: int) -> Settings:
 
 
 def _tiles(chip: Chip) -> Tiles:
-    """64 KiB of local memory on every chip: smaller tiles of attention."""
-    return Tiles(programs=max(64, 4 * chip.compute_units), tile_bytes=1 << 14)
+    """64 KiB of local memory on most chips: smaller tiles of attention; smaller still on RDNA, of fewer registers."""
+    rows = 64 if chip.architecture.startswith(MATRIX_CORES) else 32
+    return Tiles(programs=max(64, 4 * chip.compute_units), attention_rows=rows, tile_bytes=1 << 14)
 
 
 plugin = TorchBackend(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,13 +50,33 @@ class Facts:
     chips: tuple[Chip, ...] = ()
 
 
+TRITONS = ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton-xpu", "triton-xpu", "triton-windows")
+"""Distributions that hold the package triton: every kind of torch depends on its own."""
 MIN_TORCH = (2, 8)
 """The first with torch.mm(out_dtype=...) and a stock torch.xpu that needs no extension."""
+
+
+DRIVER_LIBRARIES = {
+    "libze_loader": "install Level Zero (libze1 and libze-intel-gpu1, or level-zero and intel-level-zero-gpu)",
+    "libcuda.so": "install NVIDIA's driver, and give the container its GPUs (--gpus all)",
+    "libdrm": "install libdrm and libdrm-amdgpu",
+}
+"""Libraries that no wheel holds, and how to come by them."""
 
 
 def first_set(hidden_by: Mapping[str, str]) -> str:
     """NAME='value' of the first variable that is set, or ""."""
     return next((f"{name}={value!r}" for name, value in hidden_by.items()), "")
+
+
+def has_device_files() -> bool:
+    """Whether drivers show themselves in /dev: not on Windows, nor in its subsystem for Linux."""
+    return sys.platform == "linux" and not Path("/dev/dxg").exists()
+
+
+def can_render(folder: Path) -> bool:
+    """Whether this user may open one of the render nodes in /dev/dri."""
+    return any(os.access(node, os.R_OK | os.W_OK) for node in folder.glob("renderD*"))
 
 
 def version_of(text: str) -> tuple[int, int]:
@@ -68,20 +90,24 @@ def version_of(text: str) -> tuple[int, int]:
 
 def common_refusal(facts: Facts, wanted: str, index: str) -> tuple[str, str] | None:
     """What no torch-based backend can do without: (reason, remedy). `wanted` begins `built_for`; `index` is pip's."""
-    install = f"pip install torch triton --index-url {index}"
+    install = f"pip install torch --index-url {index}"
+    # pip leaves a torch that is there where it is, whatever it was built for
+    again = f"pip install --force-reinstall torch --index-url {index}"
     if facts.broken:
-        return f"torch cannot be loaded: {facts.broken}", f"reinstall it: {install}"
+        missing = next((name for name in DRIVER_LIBRARIES if name in facts.broken), "")
+        remedy = DRIVER_LIBRARIES[missing] if missing else f"reinstall it: {again}"
+        return f"torch cannot be loaded: {facts.broken}", remedy
     if not facts.torch:
         return "torch is not installed", install
     if version_of(facts.torch) < MIN_TORCH:
         needed = ".".join(str(n) for n in MIN_TORCH)
         return f"torch {facts.torch} is too old; {needed} or newer is needed", f"{install} --upgrade"
     if not facts.built_for:
-        return f"torch {facts.torch} is a build for processors alone", install
+        return f"torch {facts.torch} is a build for processors alone", again
     if not facts.built_for.startswith(wanted):
-        return f"torch {facts.torch} is built for {facts.built_for}, not for {wanted}", install
+        return f"torch {facts.torch} is built for {facts.built_for}, not for {wanted}", again
     if not facts.triton:
-        return f"triton is not installed beside torch {facts.torch}", "pip install triton, or reinstall torch"
+        return f"triton is not installed beside torch {facts.torch}", f"it comes with torch: {again}"
     return None
 
 
@@ -155,7 +181,7 @@ def _chip(properties: Any) -> Chip:
 def _triton_version() -> str:
     if importlib.util.find_spec("triton") is None:
         return ""
-    return next((v for v in map(installed_version, ("triton", "pytorch-triton-xpu", "triton-xpu")) if v), "unknown")
+    return next((v for v in map(installed_version, TRITONS) if v), "unknown")
 
 
 def installed_version(distribution: str) -> str:

@@ -8,9 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from runtime.backend import BackendInfo, Device, DeviceConfig, DeviceInfo, Manifest, PluginRejected, hookimpl
-from runtime_torch.facts import Facts, gather_facts
+from runtime_torch.facts import TRITONS, Facts, gather_facts
 from runtime_torch.manifest import make_manifest
 from runtime_torch.settings import Settings
+
+PROBE_TIMEOUT_S = 90.0
+"""On a machine's first start torch reads gigabytes of libraries, and Triton builds its launcher and a kernel."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,16 @@ class TorchBackend:
     @hookimpl
     def runtime_backend_info(self) -> BackendInfo:
         """See `BackendHooks`. What a probe finds changes with torch, triton, the driver and what hides devices."""
-        parts = [f"{d} {_version(d)}" for d in ("torch", "triton", "pytorch-triton-xpu", "intel-extension-for-pytorch")]
+        parts = [f"{d} {_version(d)}" for d in ("torch", *TRITONS, "intel-extension-for-pytorch")]
         parts += [f"{name}={value}" for name, value in sorted(self.kind.hidden_by().items())]
         parts += [_stamp(path) for path in self.kind.driver_files]
-        return BackendInfo(self.kind.name, "hal-runtime", _version("hal-runtime"), probe_key=" ".join(parts))
+        return BackendInfo(
+            self.kind.name,
+            "hal-runtime",
+            _version("hal-runtime"),
+            probe_key=" ".join(parts),
+            probe_timeout_s=PROBE_TIMEOUT_S,
+        )
 
     @hookimpl
     def runtime_manifest(self) -> Manifest:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runtime.backend import DeviceInfo, PluginRejected, RuntimeFault
+from runtime.backend import DeviceInfo, OutOfMemory, PluginRejected, RuntimeFault
 from runtime_torch.accelerator import Accelerator
 from runtime_torch.errors import first_line, translated
 from runtime_torch.facts import Chip, Facts
@@ -21,6 +21,15 @@ NUM_COLUMNS = 4096
 MEASURED_BYTES = 256 << 20
 """Weights of the measured product on a chip: more than its caches hold."""
 NUM_RUNS = 8
+REMEDIES = {
+    "Failed to find C compiler": "install a C compiler (gcc): Triton builds a launcher for each kernel with it",
+    "gcc": "install the headers of this Python (python3-dev): Triton builds its launcher with them",
+    "Python.h": "install the headers of this Python (python3-dev): Triton builds its launcher with them",
+    "ld.lld": "install ROCm's linker (lld), or set TRITON_HIP_LLD_PATH",
+    "ptxas": "set TRITON_PTXAS_PATH to a ptxas that knows this chip, or install a newer triton",
+    "no kernel image": "install a torch that is built for this chip",
+}
+"""What is missing -> what to do about it."""
 NEWER_DRIVER = "install a newer driver, or a torch that is built for this one"
 
 
@@ -33,12 +42,20 @@ def probe(facts: Facts, settings_of: Callable[[int], Settings]) -> list[DeviceIn
             gigabytes_per_s = measure(settings, index)
         except RuntimeFault as error:
             reasons.append(f"{chip.name}: {error.message}")
-            remedies.append(error.remedy or NEWER_DRIVER)
+            remedies.append(remedy_for(error))
             continue
         found.append(describe(facts, chip, index, settings, round(gigabytes_per_s, 3)))
     if not found:
         raise PluginRejected("; ".join(reasons), remedy=remedies[0])
     return found
+
+
+def remedy_for(error: RuntimeFault) -> str:
+    """By what the compiler or the driver said, where that is known to have nothing to do with the driver's age."""
+    if isinstance(error, OutOfMemory):
+        return "free some of the device's memory: another program holds it"
+    known = next((remedy for sign, remedy in REMEDIES.items() if sign in error.message), None)
+    return known or error.remedy or NEWER_DRIVER
 
 
 def describe(facts: Facts, chip: Chip, index: int, settings: Settings, score: float) -> DeviceInfo:

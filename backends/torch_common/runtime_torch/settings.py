@@ -98,6 +98,18 @@ INTERPRETED = Tiles(
 """For Triton's interpreter."""
 
 
+def in_float32(tiles: Tiles) -> Tiles:
+    """Tiles for products without tensor cores: operands of twice the size, which every thread keeps in registers."""
+    return replace(
+        tiles,
+        many_tokens=32,
+        many_rows=32,
+        many_units=1,
+        attention_rows=min(32, tiles.attention_rows),
+        tile_bytes=min(1 << 14, tiles.tile_bytes),
+    )
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a device of one kind is used.
@@ -131,8 +143,11 @@ class Settings:
         """As a user asked: `precision` f32 or bf16, `capture` on or off. Raises InvalidArgument."""
         changed = self
         for name, value in options.items():
-            if name == "precision" and value in ("f32", "bf16"):
-                changed = replace(changed, precision="f32" if value == "f32" else "bf16")
+            if name == "precision" and value == "bf16":
+                changed = replace(changed, precision="bf16")
+            elif name == "precision" and value == "f32":
+                tiles = self.tiles if self.is_interpreted else in_float32(self.tiles)
+                changed = replace(changed, precision="f32", tiles=tiles)
             elif name == "capture" and value in ("on", "off"):
                 changed = replace(changed, capture=value == "on")
             elif name in ("precision", "capture"):

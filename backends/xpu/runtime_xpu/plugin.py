@@ -7,7 +7,16 @@ import os
 from pathlib import Path
 
 from runtime.backend import PluginRejected
-from runtime_torch.facts import MIN_TORCH, Chip, Facts, common_refusal, first_set, version_of
+from runtime_torch.facts import (
+    MIN_TORCH,
+    Chip,
+    Facts,
+    can_render,
+    common_refusal,
+    first_set,
+    has_device_files,
+    version_of,
+)
 from runtime_torch.plugin import Kind, TorchBackend
 from runtime_torch.settings import Settings, Tiles
 
@@ -26,15 +35,17 @@ def refusal(facts: Facts) -> tuple[str, str] | None:
     """(reason, remedy) why no Intel GPU can be used here, or None."""
     reason = common_refusal(facts, "xpu", INDEX)
     if facts.built_for != "xpu" and not facts.broken and version_of(facts.torch) >= MIN_TORCH:
-        return f"torch {facts.torch} has no XPU support", f"pip install torch --index-url {INDEX}"
+        return f"torch {facts.torch} has no XPU support", f"pip install --force-reinstall torch --index-url {INDEX}"
     if reason is not None or facts.chips:
         return reason
-    if not any(DRI.glob("renderD*")):
+    if has_device_files() and not any(DRI.glob("renderD*")):
         return "no graphics driver: /dev/dri has no render node", "load i915 or xe, and give the container /dev/dri"
+    if has_device_files() and not can_render(DRI):
+        return f"no render node in {DRI} may be opened by this user", "add the user to the group that owns it (render)"
     hidden = first_set(hidden_by())
     if hidden:
         return f"no Intel GPU is visible: {hidden}", "unset it, or name a GPU that is there"
-    return "no Intel GPU answers (Level Zero)", "install intel-level-zero-gpu and look at sycl-ls"
+    return "no Intel GPU answers (Level Zero)", "install libze-intel-gpu1 (intel-level-zero-gpu) and look at sycl-ls"
 
 
 def hidden_by() -> dict[str, str]:
@@ -57,8 +68,15 @@ def settings_of(facts: Facts, index: int) -> Settings:
 
 
 def _tiles(chip: Chip) -> Tiles:
-    """Eight threads per engine hide latency; tiles stay small, as registers are."""
-    return Tiles(programs=max(64, 2 * chip.compute_units), few_rows=4, many_rows=64, attention_rows=32)
+    """Eight threads per engine hide latency; tiles stay small, as registers are, and within 64 KiB of local memory."""
+    return Tiles(
+        programs=max(64, 2 * chip.compute_units),
+        few_rows=4,
+        many_rows=64,
+        many_units=2,
+        attention_rows=32,
+        tile_bytes=1 << 14,
+    )
 
 
 def extension_matches(facts: Facts) -> bool:

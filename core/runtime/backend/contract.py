@@ -34,6 +34,8 @@ class BackendInfo:
     homepage: str = ""
     probe_key: str = ""
     """Whatever else changes what a probe finds, e.g. driver version and visible devices: results are cached by it."""
+    probe_timeout_s: float = 10.0
+    """How long a probe may take at its first time on a machine, when libraries are read and kernels are built."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 DEMO = "demo"
-PROBE_TIMEOUT_S = 10.0
 
 
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = True) -> None:
@@ -31,9 +30,8 @@ def add_probe_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=PROBE_TIMEOUT_S,
         metavar="S",
-        help=f"for the probe of a backend, in seconds ({PROBE_TIMEOUT_S:g})",
+        help="for the probe of a backend, in seconds (10, or what the backend asks for)",
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from runtime.backend import DeviceInfo
-from runtime.cli.arguments import PROBE_TIMEOUT_S
 from runtime.cli.output import paint
 from runtime.errors import PluginRejected
 from runtime.registry import (
@@ -101,8 +100,8 @@ def find_plugins(name: str | None = None) -> Installed:
     return found
 
 
-def examine(found: Installed, *, use_cache: bool = True, timeout_s: float = PROBE_TIMEOUT_S) -> list[Report]:
-    """A report on each, sorted by name; the probes run at the same time, each for `timeout_s` at most."""
+def examine(found: Installed, *, use_cache: bool = True, timeout_s: float | None = None) -> list[Report]:
+    """A report on each, sorted by name; the probes run at the same time, see `probe_all` for their time."""
     results = probe_all(found.loaded, timeout_s=timeout_s, use_cache=use_cache)
     reports = [_loaded_report(backend, result) for backend, result in zip(found.loaded, results, strict=True)]
     reports += [_rejected_report(r) for r in found.rejected]

@@ -39,7 +39,7 @@ def choose(
     wish: str = AUTO,
     *,
     device_index: int | None = None,
-    timeout_s: float = 10.0,
+    timeout_s: float | None = None,
     use_cache: bool = True,
 ) -> Choice:
     """Fulfil `wish`: "auto", "name" or "name:index"; `device_index` is another way to say the index.
@@ -70,7 +70,7 @@ def choose(
     raise PluginRejected(f"backend '{name}' has no device {index}", remedy=f"it has {present}")
 
 
-def _choose_best(discovery: Discovery, timeout_s: float, use_cache: bool) -> Choice:
+def _choose_best(discovery: Discovery, timeout_s: float | None, use_cache: bool) -> Choice:
     refused = [Refusal(r.name, f"{r.stage}: {r.reason}") for r in discovery.rejected]
     candidates: list[tuple[LoadedBackend, DeviceInfo]] = []
     results = probe_all(discovery.loaded, timeout_s=timeout_s, use_cache=use_cache)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from runtime.registry.probing import ProbeResult
 
+MAX_PROBE_S = 600
+"""Whoever asks for any backend waits for all of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedBackend:
@@ -55,7 +58,7 @@ class LoadedBackend:
             raise PluginRejected(f"backend '{self.name}' returned {_kind(manifest)} as its manifest, not a Manifest")
         return manifest
 
-    def probe(self, timeout_s: float = 10.0, use_cache: bool = True) -> ProbeResult:
+    def probe(self, timeout_s: float | None = None, use_cache: bool = True) -> ProbeResult:
         """Devices that work here, found in a child process, or the reason why there is none. Never raises."""
         from runtime.registry.probing import probe_all
 
@@ -170,6 +173,9 @@ class _Loading:
             raise PluginRejected(f"api_level {info.api_level!r} is not a number from 1 to {API_LEVEL}")
         if info.api_level > API_LEVEL:
             raise PluginRejected(f"needs API level {info.api_level}, this core has {API_LEVEL}: upgrade hal-runtime")
+        seconds = info.probe_timeout_s
+        if not isinstance(seconds, (int, float)) or not 0 < seconds <= MAX_PROBE_S:
+            raise PluginRejected(f"probe_timeout_s {seconds!r} is not a number of seconds up to {MAX_PROBE_S}")
         return info
 
     def _refuse_newer_level(self, plugin: Any) -> None:

@@ -59,9 +59,11 @@ class ProbeResult:
 
 
 def probe_all(
-    backends: Sequence[LoadedBackend], *, timeout_s: float = 10.0, use_cache: bool = True
+    backends: Sequence[LoadedBackend], *, timeout_s: float | None = None, use_cache: bool = True
 ) -> tuple[ProbeResult, ...]:
     """One result per backend, in order; the children run at the same time. Never raises for what a plugin does.
+
+    Each has `timeout_s`, or where that is None what its plugin asks for.
 
     Without `use_cache` every backend is probed anew, and the new results are cached.
     """
@@ -74,7 +76,7 @@ def probe_all(
             if known is not None:
                 results[i] = known
             else:
-                children[i] = _Child(backend, timeout_s)
+                children[i] = _Child(backend, backend.info.probe_timeout_s if timeout_s is None else timeout_s)
         for i, child in children.items():
             results[i] = child.result()
             cache.store(backends[i], results[i].to_json(), is_refusal=results[i].refusal is not None)

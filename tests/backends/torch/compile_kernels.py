@@ -1,24 +1,31 @@
-"""Compiles every kernel for chips that need not be present; prints one line per kernel and target. Run as a program.
+"""Compiles kernels for chips that need not be present; prints what each takes. Run as a program.
+
+    compile_kernels.py                  what the lowering of seven models launches, for every target (20 minutes)
+    compile_kernels.py sm90:models      for one
+    compile_kernels.py sm75:largest     of these only the largest tiles of each kernel
+    compile_kernels.py sm90             every kernel once
 
 Triton compiles as far as the chip's own assembler: what does not fit a chip's language or registers fails here, and so
-does what needs more shared memory than a block of the chip has. `TARGET:models` compiles what the lowering of real
-models launches there; the rest is every kernel once.
+does what needs more shared memory than a block of the chip has. It must not be imported for the interpreter.
 """
 
 from __future__ import annotations
 
-import importlib
+import re
+import subprocess
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import launches
 import triton
-from triton.backends.compiler import GPUTarget
+from targets import TARGETS, Target
 from triton.compiler import ASTSource
 
-from runtime_torch.facts import Chip, Facts
 from runtime_torch.kernels import (
     attention,
     cache,
@@ -36,13 +43,8 @@ from runtime_torch.kernels import (
     rows,
 )
 
-TARGETS = {
-    "sm80": GPUTarget("cuda", 80, 32),
-    "sm89": GPUTarget("cuda", 89, 32),
-    "sm90": GPUTarget("cuda", 90, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-    "gfx1100": GPUTarget("hip", "gfx1100", 32),
-}
+F32 = 0
+"""Of MODE, see `kernels.blocks`."""
 PLANES = {"lo": "*i32", "hi": "*i32", "scale": "*i8", "above": "*fp16", "low": "*i8", "low_above": "*fp16"}
 POINTERS = {
     **PLANES,
@@ -79,6 +81,22 @@ ATTENTION = {"BLOCK_SIZE": 16, "NUM_KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": 128, "
 ATTENTION |= {"SOFTCAP": False, "SINKS": False, "SLOPES": False, "MODE": 1, "SEQS": 64}
 ATTENTION |= {"BQ": 16, "BM": 64, "BK": 64, "BD": 128, "LEAST_STEPS": 2, "PHASES": True}
 RICH = ATTENTION | {"WINDOW": 128, "SOFTCAP": True, "SINKS": True, "SLOPES": True, "BM": 16, "BQ": 4, "PHASES": False}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel to be compiled."""
+
+    name: str
+    source: Any
+    options: Mapping[str, int]
+    constants: Mapping[str, Any]
+
+    @property
+    def tile_size(self) -> int:
+        """Product of the sizes of its blocks, by the bytes of operands: grows with the memory that it takes."""
+        width = 4 if self.constants.get("MODE") == F32 else 2
+        return width * prod(v for n, v in self.constants.items() if n.startswith("B") and type(v) is int)
 
 
 def signature(kernel: Any, constants: dict[str, Any], changed: dict[str, str]) -> dict[str, str]:
@@ -174,15 +192,6 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, str]]]:
     return made
 
 
-CHIPS = {
-    "sm80": ("cuda", Chip("A100", 80 << 30, (8, 0), compute_units=108)),
-    "sm89": ("cuda", Chip("RTX 4090", 24 << 30, (8, 9), compute_units=128)),
-    "sm90": ("cuda", Chip("H200", 141 << 30, (9, 0), compute_units=132)),
-    "gfx942": ("rocm", Chip("MI300X", 192 << 30, architecture="gfx942", compute_units=304)),
-    "gfx1100": ("rocm", Chip("RX 7900 XTX", 24 << 30, architecture="gfx1100", compute_units=96)),
-}
-SHARED_BYTES = {"sm80": 163 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "gfx942": 64 << 10, "gfx1100": 64 << 10}
-"""Of one block: CUDA C++ Programming Guide, table of technical specifications; AMD's CDNA 3 and RDNA 3 manuals (LDS)."""
 FORMATS_OF_MODELS = ("bf16", "q4_k", "q6_k", "f8_e4m3_g128")
 SHAPES = (
     (launches.Shapes(), FORMATS_OF_MODELS, (1, 16, 64, 128, 4096)),
@@ -196,27 +205,83 @@ SHAPES = (
 """Llama-3.1-8B, Qwen3-30B-A3B, Phi-3 mini, Phi-2, Gemma 2 9B, Gemma 2B over a cache in f32, gpt-oss 20B."""
 
 
-def model_cases(name: str) -> Iterator[Any]:
-    """(name, source, options) of what models launch on the chip `name`."""
-    backend, chip = CHIPS[name]
-    settings = importlib.import_module(f"runtime_{backend}.plugin").settings_of(Facts(torch="2.13.0", chips=(chip,)), 0)
+def model_cases(target: Target) -> Iterator[Case]:
+    """What models launch on a chip."""
+    settings = target.settings()
     found: dict[launches.Launch, None] = {}
     for shapes, formats, tokens in SHAPES:
         formats = tuple(f for f in formats if settings.fp8 or not f.startswith("f8"))
         found.update(dict.fromkeys(launches.model_launches(settings, shapes, formats, tokens)))
+    found.update(dict.fromkeys(launches.sampling_launches(settings)))
     # how many ways a sum is split changes nothing but a bound of a loop
     alike = {(m.name.split(" SPLITS=")[0], m.signature, m.options, "SPLITS=1 " in m.name): m for m in found}
     for made in alike.values():
         attributes = {(i,): [["tt.divisibility", 16]] for i in made.aligned}
         source = ASTSource(made.kernel, dict(made.signature), dict(made.constants), attributes)
-        yield made.name, source, dict(made.options)
+        yield Case(made.name, source, dict(made.options), dict(made.constants))
 
 
-def kernel_cases() -> Iterator[Any]:
-    """(name, source, options) of every kernel."""
+def largest_cases(target: Target, each: int = 2) -> list[Case]:
+    """Of what models launch, the largest tiles of every kernel that multiplies them."""
+    by_kernel: dict[str, list[Case]] = {}
+    for case in model_cases(target):
+        if "MODE" in case.constants:
+            by_kernel.setdefault(case.name.split(" ")[0], []).append(case)
+    return [c for cases in by_kernel.values() for c in sorted(cases, key=lambda c: c.tile_size)[-each:]]
+
+
+def kernel_cases() -> Iterator[Case]:
+    """Every kernel."""
     for kernel, constants, changed in cases():
         types = signature(kernel, constants, changed)
-        yield kernel.__name__, ASTSource(fn=kernel, signature=types, constexprs=constants), {}
+        yield Case(kernel.__name__, ASTSource(fn=kernel, signature=types, constexprs=constants), {}, constants)
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a compiled kernel takes: bytes of shared memory, registers of a lane, bytes that a lane spills."""
+
+    shared: int
+    registers: int
+    spilled: int
+
+
+def used_by(made: Any, target: Target) -> Used:
+    """By the chip's own assembler."""
+    if target.gpu.backend == "cuda":
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(made.asm["cubin"])
+            file.flush()
+            command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, spilled = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+    else:
+        text = made.asm["amdgcn"]
+        registers, spilled = (
+            int(re.search(rf"\.{n}:\s+(\d+)", text)[1]) for n in ("vgpr_count", "private_segment_fixed_size")
+        )
+    return Used(made.metadata.shared, registers, spilled)
+
+
+def compile_all(name: str, cases: Iterable[Case], target: Target) -> int:
+    """Print a line for each, and what the worst use; returns the number of failures."""
+    failures, worst = 0, {"shared": (0, ""), "registers": (0, ""), "spilled": (0, "")}
+    for case in cases:
+        try:
+            made = triton.compile(case.source, target=target.gpu, options=case.options)
+        except Exception as error:  # noqa: BLE001  (whatever the compiler raises is the finding)
+            failures += 1
+            print(f"FAIL {name} {case.name}: {type(error).__name__}: {str(error)[-800:]}", flush=True)
+            continue
+        used = used_by(made, target)
+        fits = used.shared <= target.shared_bytes
+        failures += not fits
+        line = " ".join(f"{n}={v}" for n, v in asdict(used).items())
+        print(f"{'' if fits else 'FAIL '}{name} {case.name} {line}", flush=True)
+        worst = {n: max(worst[n], (v, case.name)) for n, v in asdict(used).items()}
+    for what, (most, where) in worst.items():
+        print(f"worst {name} {what}={most} of {target.shared_bytes if what == 'shared' else ''} {where}", flush=True)
+    return failures
 
 
 def main(names: list[str]) -> int:
@@ -224,19 +289,12 @@ def main(names: list[str]) -> int:
     failures = 0
     warnings.simplefilter("ignore")
     for name in names:
-        target, _, what = name.partition(":")
-        for kernel, source, options in model_cases(target) if what == "models" else kernel_cases():
-            try:
-                made = triton.compile(source, target=TARGETS[target], options=options)
-            except Exception as error:  # noqa: BLE001  (whatever the compiler raises is the finding)
-                failures += 1
-                print(f"FAIL {name} {kernel}: {type(error).__name__}: {str(error)[-800:]}", flush=True)
-                continue
-            fits = made.metadata.shared <= SHARED_BYTES[target]
-            failures += not fits
-            print(f"{'' if fits else 'FAIL '}{name} {kernel} shared={made.metadata.shared}", flush=True)
+        chip, _, what = name.partition(":")
+        target = TARGETS[chip]
+        cases = {"": kernel_cases, "models": lambda: model_cases(target), "largest": lambda: largest_cases(target)}  # noqa: B023
+        failures += compile_all(name, cases[what](), target)
     return failures
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main(sys.argv[1:] or list(TARGETS)) else 0)
+    sys.exit(1 if main(sys.argv[1:] or [f"{name}:models" for name in TARGETS]) else 0)

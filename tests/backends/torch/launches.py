@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,21 +13,7 @@ import torch
 
 from runtime.dtypes import FORMATS, Span, TensorSpec
 from runtime.graph import GraphBuilder, make_region
-from runtime_torch import (
-    calls,
-    checking,
-    lower_attention,
-    lower_ffn,
-    lower_moe,
-    lower_route,
-    lower_rows,
-    lower_sampling,
-    operands,
-    products,
-    products_few,
-    products_many,
-    staging,
-)
+from runtime_torch import calls, checking
 from runtime_torch.calls import Shared, Site, Workspace
 from runtime_torch.lowering import LOWER, fusions
 from runtime_torch.memory import Allocator, TorchBuffer
@@ -111,8 +98,9 @@ def describe(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any])
 @contextmanager
 def recorded(into: dict[Launch, None]) -> Iterator[None]:
     """Launches that are bound inside are put down instead of bound."""
-    modules = (products, products_few, products_many, operands, lower_attention, lower_ffn, lower_rows, lower_moe)
-    modules += (lower_route, lower_sampling, staging, checking)
+    # whichever modules bind kernels have the function by name
+    ours = [m for n, m in sys.modules.items() if n.startswith("runtime_torch.")]
+    modules = [m for m in ours if getattr(m, "launch", None) is calls.launch and m is not calls]
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
         assert all(size <= 65535 for size in grid[1:]), f"{kernel.__name__} over {grid}"

@@ -39,6 +39,7 @@ def nothing_is_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kfd").touch()
     (tmp_path / "renderD128").touch()
     monkeypatch.setattr(rocm, "KFD", tmp_path / "kfd")
+    monkeypatch.setattr(rocm, "DRI", tmp_path)
     monkeypatch.setattr(xpu, "DRI", tmp_path)
 
 
@@ -66,7 +67,12 @@ def test_a_complete_environment_is_not_refused(module, facts: Facts):
         (cuda, ROCM, "torch 2.9.1+rocm6.4 is built for rocm 6.4.43484, not for cuda"),
         (rocm, CUDA, "torch 2.13.0+cu130 is built for cuda 13.0, not for rocm"),
         (cuda, Facts("2.13.0+cu130", "", "cuda 13.0"), "triton is not installed beside torch 2.13.0+cu130"),
+        (xpu, Facts(broken="libze_loader.so.1: cannot open shared object file"), "torch cannot be loaded: libze_loader"),
         (cuda, without_chips(CUDA, "Found no NVIDIA driver on your system."), "no NVIDIA driver is loaded"),
+        (cuda, without_chips(CUDA, "Found no NVIDIA driver on your system.", "580.65.06"),
+         "NVIDIA driver 580.65.06 is loaded, but its libraries are not here"),
+        (cuda, without_chips(CUDA, "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized"),
+         "Unexpected error from cudaGetDeviceCount(). Error 802"),
         (cuda, without_chips(CUDA, "The NVIDIA driver on your system is too old (found version 12020).", "535.1"),
          "NVIDIA driver 535.1 is too old for torch's cuda 13.0"),
         (cuda, without_chips(CUDA, "No CUDA GPUs are available", "580.65.06"), "No CUDA GPUs are available"),
@@ -81,10 +87,72 @@ def test_a_refusal_is_one_line_with_its_reason(module, facts: Facts, reason: str
     assert "\n" not in refused[0] + refused[1]
 
 
+@pytest.mark.parametrize(
+    ("module", "facts", "remedy"),
+    [
+        (cuda, Facts(), "pip install torch --index-url https://download.pytorch.org/whl/cu130"),
+        # pip does not exchange a torch that satisfies what was asked for
+        (cuda, Facts(torch="2.13.0+cpu"), "pip install --force-reinstall torch --index-url "),
+        (xpu, Facts(torch="2.13.0+cpu"), "pip install --force-reinstall torch --index-url "),
+        (xpu, Facts(broken="libze_loader.so.1: cannot open shared object file"), "install Level Zero (libze1 and "),
+        (cuda, Facts(broken="libcudart.so.13: cannot open"), "reinstall it: pip install --force-reinstall torch"),
+        (cuda, without_chips(CUDA, "Error 802: system not yet initialized"), "start nvidia-fabricmanager"),
+        (cuda, without_chips(CUDA, "Error 804: forward compatibility was attempted"), "take CUDA's compatibility"),
+    ],
+)
+def test_a_remedy_is_for_the_reason(module, facts: Facts, remedy: str):
+    assert module.refusal(facts)[1].startswith(remedy)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("Failed to find C compiler. Please specify via CC environment variable", "install a C compiler (gcc)"),
+        ("Command '['/usr/bin/gcc', '/tmp/x/main.c']' returned non-zero exit status 1.", "install the headers of this"),
+        ("CUDA error: no kernel image is available for execution on the device", "install a torch that is built for"),
+        ("CUDA error: invalid argument", "install a newer driver"),
+    ],
+)
+def test_a_first_kernel_that_fails_is_not_always_the_drivers_fault(said: str, remedy: str):
+    from runtime.backend import ExecutionFailed, OutOfMemory
+    from runtime_torch.probe import remedy_for
+
+    assert remedy_for(ExecutionFailed(f"the first kernel failed on the device: {said}")).startswith(remedy)
+    assert remedy_for(OutOfMemory("the first kernel does not fit")).startswith("free some of the device's memory")
+
+
+@pytest.mark.parametrize(
+    ("torch", "set_by_user", "name"),
+    [
+        ("2.8.0+cu128", "", "PYTORCH_CUDA_ALLOC_CONF"),
+        ("2.11.0+cu130", "", "PYTORCH_ALLOC_CONF"),
+        ("2.11.0+cu130", "PYTORCH_CUDA_ALLOC_CONF", ""),
+    ],
+)
+def test_the_allocator_is_set_by_the_variable_that_this_torch_heeds(
+    monkeypatch: pytest.MonkeyPatch, torch: str, set_by_user: str, name: str
+):
+    monkeypatch.setattr(cuda, "installed_version", lambda distribution: torch)
+    monkeypatch.setattr(cuda.os, "environ", {set_by_user: "max_split_size_mb:512"} if set_by_user else {})
+    cuda.prepare()
+    made = {n: v for n, v in cuda.os.environ.items() if v == "expandable_segments:True"}
+    assert list(made) == ([name] if name else [])
+
+
 def test_variables_and_files_that_hide_devices_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     hidden = cuda.refusal(without_chips(CUDA, "No CUDA GPUs are available", "580.65.06"))
     assert hidden == ("no NVIDIA GPU is visible: CUDA_VISIBLE_DEVICES=''", "unset it, or name a GPU that is there")
+    # an image of CUDA sets this one for whoever starts the container: it hides nothing
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "all")
+    assert cuda.refusal(without_chips(CUDA, "No CUDA GPUs are available", "580.65.06")) == (
+        "No CUDA GPUs are available",
+        "look at nvidia-smi",
+    )
+    monkeypatch.setattr(rocm, "DRI", tmp_path / "absent")
+    assert rocm.refusal(without_chips(ROCM))[0].endswith("absent may be opened by this user")
     monkeypatch.setattr(rocm, "KFD", tmp_path / "absent")
     assert rocm.refusal(without_chips(ROCM))[0] == "no AMD compute driver: /dev/kfd is absent"
     monkeypatch.setattr(xpu, "DRI", tmp_path / "absent")
