@@ -70,7 +70,7 @@ def settings_of(facts: Facts, index: int) -> Settings:
     return Settings(
         NAME,
         "cuda",
-        precision="bf16" if has_bf16 else "f32",
+        precision="half" if has_bf16 else "f32",
         tiles=_tiles(chip) if has_bf16 else in_float32(_tiles(chip)),
         capture=True,
         fp8=chip.capability >= FP8_CAPABILITY,
@@ -84,8 +84,8 @@ def _tiles(chip: Chip) -> Tiles:
     return Tiles(
         programs=max(64, 4 * chip.compute_units),
         many_tokens=128 if is_large else 64,
-        product_tokens=128 if is_large else 64,
-        product_tile=(1 << 15) if is_large else (1 << 13),
+        product_tokens=128 if is_hopper else 64,
+        product_tile=(1 << 15) if is_large else (1 << 14),
         expert_sums=1 << (15 if is_large and chip.capability >= (9, 0) else 14 if is_large else 13),
         attention_rows=128 if is_large else 64,
         attention_keys=128 if is_hopper else 64,

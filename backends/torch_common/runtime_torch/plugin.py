@@ -77,7 +77,7 @@ class TorchBackend:
 
     @hookimpl
     def runtime_open(self, device: DeviceInfo, config: DeviceConfig) -> Device:
-        """See `BackendHooks`. Options: precision f32 or bf16, capture on or off."""
+        """See `BackendHooks`. Options: precision f32 or half, capture on or off."""
         facts = self._facts()
         if device.index >= len(facts.chips):
             raise PluginRejected(

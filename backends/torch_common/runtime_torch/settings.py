@@ -7,7 +7,7 @@ from typing import Literal
 
 from runtime.backend import InvalidArgument
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "half"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,11 @@ def in_float32(tiles: Tiles) -> Tiles:
         many_tokens=32,
         many_rows=32,
         many_units=1,
+        product_tokens=32,
+        product_rows=32,
+        product_units=2,
+        product_tile=1 << 10,
+        expert_sums=1 << 11,
         attention_rows=min(32, tiles.attention_rows),
         tile_bytes=min(1 << 14, tiles.tile_bytes),
     )
@@ -116,7 +121,7 @@ class Settings:
 
     backend       the name that users know
     device_type   torch's: "cuda" (also ROCm's), "xpu", or "cpu", which runs the kernels in Triton's interpreter
-    precision     bf16: products on tensor cores, activations rounded to it (f16 where weights or cache are f16);
+    precision     half: products on tensor cores, operands in bf16 where weights or cache are, in f16 elsewhere;
                   f32: products in float32
     wide_output   whether torch.mm of halves can give its float32 sums (`out_dtype`), see `products.has_wide_output`
     capture       whether steps of few tokens are captured and replayed
@@ -126,7 +131,7 @@ class Settings:
 
     backend: str
     device_type: str
-    precision: Precision = "bf16"
+    precision: Precision = "half"
     tiles: Tiles = field(default_factory=Tiles)
     wide_output: bool = True
     capture: bool = False
@@ -140,18 +145,18 @@ class Settings:
         return self.device_type == "cpu"
 
     def with_options(self, options: dict[str, str]) -> Settings:
-        """As a user asked: `precision` f32 or bf16, `capture` on or off. Raises InvalidArgument."""
+        """As a user asked: `precision` f32 or half, `capture` on or off. Raises InvalidArgument."""
         changed = self
         for name, value in options.items():
-            if name == "precision" and value == "bf16":
-                changed = replace(changed, precision="bf16")
+            if name == "precision" and value == "half":
+                changed = replace(changed, precision="half")
             elif name == "precision" and value == "f32":
                 tiles = self.tiles if self.is_interpreted else in_float32(self.tiles)
                 changed = replace(changed, precision="f32", tiles=tiles)
             elif name == "capture" and value in ("on", "off"):
                 changed = replace(changed, capture=value == "on")
             elif name in ("precision", "capture"):
-                allowed = "f32, bf16" if name == "precision" else "on, off"
+                allowed = "f32, half" if name == "precision" else "on, off"
                 raise InvalidArgument(f"option {name} = {value!r} of backend {self.backend}; allowed: {allowed}")
         return changed
 

@@ -72,8 +72,12 @@ def _tiles(chip: Chip) -> Tiles:
     return Tiles(
         programs=max(64, 2 * chip.compute_units),
         few_rows=4,
-        many_rows=64,
-        many_units=2,
+        many_rows=32,
+        many_units=4,
+        product_rows=32,
+        product_units=8,
+        product_tile=1 << 12,
+        expert_sums=1 << 12,
         attention_rows=32,
         tile_bytes=1 << 14,
     )

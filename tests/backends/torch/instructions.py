@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import sys
@@ -14,12 +13,11 @@ from typing import Any
 
 import launches
 import triton
-from compile_kernels import CHIPS
+from targets import TARGETS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from runtime.graph import GraphBuilder
-from runtime_torch.facts import Facts
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", re.M)
@@ -111,15 +109,13 @@ def _piece(launch: launches.Launch) -> int:
 
 def launches_of(fmt: str, num_rows: int, num_columns: int, num_tokens: int = 1) -> list[launches.Launch]:
     """What a linear layer launches on an H200."""
-    backend, chip = CHIPS["sm90"]
-    settings = importlib.import_module(f"runtime_{backend}.plugin").settings_of(Facts(torch="2.13.0", chips=(chip,)), 0)
     found: dict[launches.Launch, None] = {}
 
     def linear(builder: GraphBuilder) -> Any:
         return launches._linear(builder, fmt, num_rows, num_columns)
 
     with launches.recorded(found):
-        launches.Recorder(settings).lower(linear, T=num_tokens)
+        launches.Recorder(TARGETS["sm90"].settings()).lower(linear, T=num_tokens)
     return list(found)
 
 

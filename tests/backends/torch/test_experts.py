@@ -29,7 +29,7 @@ def rounded() -> Iterator:
     from runtime_torch.settings import INTERPRETED
 
     tiles = replace(INTERPRETED, many_tokens=16, many_rows=16, many_units=1, elements=64, row_elements=1024)
-    settings = replace(runtime_torch_cpu.SETTINGS, precision="bf16", tiles=tiles)
+    settings = replace(runtime_torch_cpu.SETTINGS, precision="half", tiles=tiles)
     opened = runtime_torch_cpu.TorchCpuBackend(settings).runtime_open(runtime_torch_cpu.INFO, DeviceConfig())
     yield opened
     opened.close()

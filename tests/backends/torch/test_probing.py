@@ -47,7 +47,7 @@ def nothing_is_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_complete_environment_is_not_refused(module, facts: Facts):
     assert module.refusal(facts) is None
     settings = module.settings_of(facts, 0)
-    assert settings.precision == "bf16"
+    assert settings.precision == "half"
     assert settings.capture
     assert make_manifest(settings).backend == module.NAME
 
@@ -161,7 +161,7 @@ def test_variables_and_files_that_hide_devices_are_named(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("capability", "precision", "fp8"),
-    [((7, 5), "f32", False), ((8, 0), "bf16", False), ((8, 9), "bf16", True), ((12, 0), "bf16", True)],
+    [((7, 5), "f32", False), ((8, 0), "half", False), ((8, 9), "half", True), ((12, 0), "half", True)],
 )
 def test_an_nvidia_chip_is_set_up_by_its_compute_capability(capability: tuple[int, int], precision: str, fp8: bool):
     settings = cuda.settings_of(Facts(chips=(Chip("GPU", GB, capability, compute_units=40),)), 0)
@@ -204,7 +204,7 @@ def test_what_torch_is_built_for_is_read_without_importing_it(tmp_path: Path, li
 def test_a_manifest_needs_no_chip_and_states_the_numerics_of_tensor_cores():
     manifest = cuda.plugin.runtime_manifest()
     facts = {"x.format": "f32", "weight.format": "q4_k", "K": 4096, "has.bias": False}
-    assert manifest.match("linear@1", facts).rule.numerics.activation == "bf16"
+    assert manifest.match("linear@1", facts).rule.numerics.activation == "f16"
     facts = {"q.format": "f32", "kv.format": "f16", "head_dim": 128}
     assert manifest.match("attention@1", facts).rule.numerics.probability == "f16"
     assert manifest.match("attention@1", facts | {"head_dim": 512}).coverage == "none"

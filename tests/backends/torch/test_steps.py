@@ -141,7 +141,7 @@ def test_memory_is_held_to_what_was_asked_for():
 def test_an_option_with_an_unknown_value_is_refused():
     import runtime_torch_cpu
 
-    with pytest.raises(InvalidArgument, match=r"option precision = 'f8' of backend torch-cpu; allowed: f32, bf16"):
+    with pytest.raises(InvalidArgument, match=r"option precision = 'f8' of backend torch-cpu; allowed: f32, half"):
         runtime_torch_cpu.plugin.runtime_open(runtime_torch_cpu.INFO, DeviceConfig(options={"precision": "f8"}))
 
 

@@ -34,21 +34,21 @@ def dot_dense(
             s = load(scale + at, (row < num_left) & (pieces < K // PIECE), ALL)
         xs = parts_of_x(x, start, K, PIECE // 4, 4, BU)
         if SCALE == 4:
-            acc = tl.fma(s, _add_elements(vs, xs, tl.zeros([BN, BU], dtype=tl.float32), PER_WORD, PIECE, BN, BU), acc)
+            acc = tl.fma(s, add_elements(vs, xs, tl.zeros([BN, BU], dtype=tl.float32), PER_WORD, PIECE, BN, BU), acc)
         else:
-            acc = _add_elements(vs, xs, acc, PER_WORD, PIECE, BN, BU)
+            acc = add_elements(vs, xs, acc, PER_WORD, PIECE, BN, BU)
         if TOKENS == 2:
             xs = parts_of_x(x + K, start, K, PIECE // 4, 4, BU)
             if SCALE == 4:
-                dot = _add_elements(vs, xs, tl.zeros([BN, BU], dtype=tl.float32), PER_WORD, PIECE, BN, BU)
+                dot = add_elements(vs, xs, tl.zeros([BN, BU], dtype=tl.float32), PER_WORD, PIECE, BN, BU)
                 second = tl.fma(s, dot, second)
             else:
-                second = _add_elements(vs, xs, second, PER_WORD, PIECE, BN, BU)
+                second = add_elements(vs, xs, second, PER_WORD, PIECE, BN, BU)
     return acc, second
 
 
 @triton.jit
-def _add_elements(vs, xs, acc, PER_WORD: tl.constexpr, PIECE: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr):
+def add_elements(vs, xs, acc, PER_WORD: tl.constexpr, PIECE: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr):
     """acc [BN, BU] plus the products of pieces."""
     for four in tl.static_range(PIECE // 4):
         neighbours = split_words(xs[four], 1, BU, 4)

@@ -45,7 +45,7 @@ def _load_field(p, row, column, mask, ALL: tl.constexpr):
 
 
 @triton.jit
-def _fields_of_scales(
+def fields_of_scales(
     scale, above, low, low_above, row, units, mask, UNITS: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr,
     MINIMUM: tl.constexpr, ALL: tl.constexpr,
 ):
@@ -90,7 +90,7 @@ def _scale(field, above, KIND: tl.constexpr):
 
 
 @triton.jit
-def _with_high_bits(words, high, one, LO_BITS: tl.constexpr, HI_BITS: tl.constexpr):
+def with_high_bits(words, high, one, LO_BITS: tl.constexpr, HI_BITS: tl.constexpr):
     """The words; where there are high bits, the even and the odd fields of each word."""
     made = words
     if HI_BITS > 0:
@@ -136,8 +136,8 @@ def _blocks(
         units = (pieces // SHARE)[None, :]
         mask = (pieces < PIECES)[None, :] & (row < num_left)
         words = split_words(codes, BN, BU, WORDS)
-        words = _with_high_bits(words, high, one, LO_BITS, HI_BITS)
-        scales = _fields_of_scales(
+        words = with_high_bits(words, high, one, LO_BITS, HI_BITS)
+        scales = fields_of_scales(
             scale, above, low, low_above, row, units, mask, UNITS, GROUPS, SCALE, MINIMUM, ALL
         )
         if PIECES > BU:
@@ -147,13 +147,13 @@ def _blocks(
                 following = tl.minimum(following, PIECES - BU)
             codes, high = _codes(lo, hi, row, num_left, following, UNITS, SHARE, WORDS, HI_BITS, EVEN, WHOLE, BN, BU)
         xs = parts_of_x(x, start * (32 // SHARE), K, PARTS, 32 // SHARE // PARTS, BU)
-        acc = _add_pieces(
+        acc = add_pieces(
             *(xs, words, scales, table, one, acc),
             *(LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, MINIMUM, CODEBOOK, BN, BU),
         )
         if TOKENS == 2:
             xs = parts_of_x(x + K, start * (32 // SHARE), K, PARTS, 32 // SHARE // PARTS, BU)
-            second = _add_pieces(
+            second = add_pieces(
                 *(xs, words, scales, table, one, second),
                 *(LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, MINIMUM, CODEBOOK, BN, BU),
             )
@@ -184,7 +184,7 @@ def _codes(
 
 
 @triton.jit
-def _add_pieces(
+def add_pieces(
     xs, words, scales, table, one, acc, LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr,
     GROUPS: tl.constexpr, SCALE: tl.constexpr, MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr, BN: tl.constexpr,
     BU: tl.constexpr,

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from runtime_torch.kernels.dot_dense import _add_elements
-from runtime_torch.kernels.dot_few import _add_pieces, _fields_of_scales, _with_high_bits, dot_few
+from runtime_torch.kernels.dot_dense import add_elements
+from runtime_torch.kernels.dot_few import add_pieces, fields_of_scales, with_high_bits, dot_few
 from runtime_torch.kernels.elementwise import gated
 from runtime_torch.kernels.pieces import load, parts_of_x, split_words, sum_pieces
 
@@ -122,8 +122,8 @@ def _sum_pairs(
         words = split_words(codes, BN, BU, WORDS)
         share = tl.load(shares + pair)
         if SCALE < 3:
-            words = _with_high_bits(words, high, one, LO_BITS, HI_BITS)
-            scales = _fields_of_scales(
+            words = with_high_bits(words, high, one, LO_BITS, HI_BITS)
+            scales = fields_of_scales(
                 *(scale, above, low, low_above, row, at // SHARE, mask, K // 32, GROUPS, SCALE, MINIMUM, ALL)
             )
         if PER_ROW * TOP_K > BU:
@@ -137,9 +137,9 @@ def _sum_pairs(
         dot = tl.zeros([BN, BU], dtype=tl.float32)
         xs = parts_of_x(x, start * PIECE, K * TOP_K, PARTS, PIECE // PARTS, BU)
         if SCALE == 3:
-            dot = _add_elements(words, xs, dot, 2, PIECE, BN, BU)
+            dot = add_elements(words, xs, dot, 2, PIECE, BN, BU)
         else:
-            dot = _add_pieces(
+            dot = add_pieces(
                 *(xs, words, scales, table, one, dot),
                 *(LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, MINIMUM, CODEBOOK, BN, BU),
             )

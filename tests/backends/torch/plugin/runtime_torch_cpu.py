@@ -99,7 +99,7 @@ def _cast_as_chips_do(interpreter: Any, tl: Any) -> Any:
 
 
 plugin = TorchCpuBackend()
-rounded = TorchCpuBackend(replace(SETTINGS, precision="bf16"))
+rounded = TorchCpuBackend(replace(SETTINGS, precision="half"))
 """The numerics of tensor cores: operands rounded to halves."""
 captured = TorchCpuBackend(replace(SETTINGS, capture=True))
 """Steps are padded to buckets, captured and replayed, by a graph of torch's operations and interpreted launches."""
