@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from runtime_torch.kernels.dot_dense import add_elements
-from runtime_torch.kernels.dot_few import add_pieces, fields_of_scales, with_high_bits, dot_few
+from runtime_torch.kernels.dot_few import add_pieces, dot_few, fields_of_scales, with_high_bits
 from runtime_torch.kernels.elementwise import gated
 from runtime_torch.kernels.pieces import load, parts_of_x, split_words, sum_pieces
 
