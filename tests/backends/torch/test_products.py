@@ -84,6 +84,19 @@ def test_rows_of_any_size_keep_the_precision_of_f16(halves: Any, fmt: str):
     assert (error[is_number].sum() <= 2.0**-12 * sizes[is_number].sum()).all()
 
 
+@pytest.mark.parametrize("num_rows", [2, 5])
+@pytest.mark.parametrize("fmt", LAYOUTS)
+def test_single_weights_come_out_in_float32(device: Any, fmt: str, num_rows: int):
+    raw = random_blocks(fmt, ROWS, COLUMNS)
+    weight = np.asarray(FORMATS[fmt].decode(raw, (ROWS, COLUMNS)), np.float64)
+    columns = np.arange(num_rows) * 67 + 3
+    got = product(device, fmt, raw, np.eye(COLUMNS, dtype=np.float32)[columns])
+    error = np.abs(got - weight[:, columns].T)
+    # a code times its scale, and a minimum, which may nearly cancel: each half a unit in the last place
+    block = np.abs(weight).reshape(ROWS, -1, 16).max(2).repeat(16, axis=1)[:, columns].T
+    assert (error <= 2.0**-22 * block).all()
+
+
 @pytest.mark.parametrize("fmt", ["q4_k", "q6_k", "mxfp4"])
 def test_infinities_and_nan_come_out_where_they_belong_and_nowhere_else(halves: Any, fmt: str):
     raw = random_blocks(fmt, ROWS, COLUMNS)

@@ -189,7 +189,12 @@ def add_pieces(
     GROUPS: tl.constexpr, SCALE: tl.constexpr, MINIMUM: tl.constexpr, CODEBOOK: tl.constexpr, BN: tl.constexpr,
     BU: tl.constexpr,
 ):
-    """acc [BN, BU] plus the products of the pieces; what two calls have in common the compiler computes once."""
+    """acc [BN, BU] plus the products of the pieces; what two calls have in common the compiler computes once.
+
+    Under a minimum, codes count from the middle of their range and the minimum is the weight there: the two sums that
+    make up the product are then no larger than it has to be.
+    """
+    MIDDLE: tl.constexpr = 1 << (LO_BITS + HI_BITS - 1) if MINIMUM else OFFSET
     PARTS: tl.constexpr = 4 if LO_BITS == 8 else 32 // LO_BITS
     WIDTH: tl.constexpr = 4 if LO_BITS == 8 else LO_BITS
     for g in tl.static_range(GROUPS):
@@ -200,21 +205,24 @@ def add_pieces(
             for i in tl.static_range(WIDTH):
                 # a part has one field of each word, or the four bytes of one word
                 if LO_BITS == 8:
-                    v = _value(words[part], table, one, i, LO_BITS, HI_BITS, OFFSET, SCALE, CODEBOOK)
+                    v = _value(words[part], table, one, i, LO_BITS, HI_BITS, MIDDLE, SCALE, CODEBOOK)
                 elif HI_BITS == 0:
-                    v = _value(words[i], table, one, part, LO_BITS, HI_BITS, OFFSET, SCALE, CODEBOOK)
+                    v = _value(words[i], table, one, part, LO_BITS, HI_BITS, MIDDLE, SCALE, CODEBOOK)
                 else:
-                    v = _value(words[2 * i + part % 2], table, one, part, LO_BITS, HI_BITS, OFFSET, SCALE, CODEBOOK)
+                    v = _value(words[2 * i + part % 2], table, one, part, LO_BITS, HI_BITS, MIDDLE, SCALE, CODEBOOK)
                 dot = tl.fma(v, tl.broadcast_to(neighbours[i], [BN, BU]), dot)
                 if MINIMUM:
                     total += neighbours[i]
         if SCALE == 2:
             dot = dot * 32768.0
-        acc = tl.fma(_scale(scales[g], scales[2], SCALE), dot, acc)
+        s = _scale(scales[g], scales[2], SCALE)
+        acc = tl.fma(s, dot, acc)
         if MINIMUM:
+            m = _scale(scales[3 + g], scales[5], SCALE)
             if SCALE == 1:
-                total = -total
-            acc = tl.fma(_scale(scales[3 + g], scales[5], SCALE), tl.broadcast_to(total, [BN, BU]), acc)
+                m = -m
+            m = tl.fma(s, tl.full([BN, BU], MIDDLE, dtype=tl.float32), m)
+            acc = tl.fma(m, tl.broadcast_to(total, [BN, BU]), acc)
     return acc
 
 

@@ -50,7 +50,7 @@ def linear_many(
             xs = tl.load(x + (part * stride + column)[None, :], mask=x_mask, other=0.0)
             weight = weights(
                 *(word, high, table, s, s_last, m, m_last),
-                *(part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W),
+                *(part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W, MODE == 0),
             ).to(x.dtype.element_ty)
             acc = tl.dot(tl.reshape(weight, [BN, BU * W]), tl.trans(xs), acc, input_precision="ieee")
         a, b = next_a, next_b
@@ -92,7 +92,7 @@ def decode_rows(
     for part in tl.static_range(32 // W):
         weight = weights(
             *(word, high, table, s, s_last, m, m_last),
-            *(part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W),
+            *(part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W, MODE == 0),
         )
         tl.store(made + out + part * stride, weight.to(made.dtype.element_ty), mask=inside)
 

@@ -88,12 +88,15 @@ def _blocks(
         x_mask = is_pair[:, None] & (column < stride)
         for part in tl.static_range(32 // W):
             xs = tl.load(x + (part * stride + column), mask=x_mask, other=0.0)
-            weight = weights(word, high, table, s, t, m, o, part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W)
+            weight = weights(
+                *(word, high, table, s, t, m, o),
+                *(part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W, x.dtype.element_ty == tl.float32),
+            )
             acc = _dot(weight, xs, acc, BN, BU * W)
             if KIND >= 0:
                 weight = weights(
                     *(up_word, up_high, table, up_s, up_t, up_m, up_o),
-                    *(part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W),
+                    *(part, LO_BITS, HI_BITS, OFFSET, GROUPS, SCALE, CODEBOOK, W, x.dtype.element_ty == tl.float32),
                 )
                 up = _dot(weight, xs, up, BN, BU * W)
     return acc, up

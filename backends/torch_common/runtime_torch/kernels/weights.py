@@ -111,12 +111,16 @@ def _shifted(word, LEFT: tl.constexpr):
 @triton.jit
 def _fields(
     word, high, s, m, PART: tl.constexpr, LO_BITS: tl.constexpr, HI_BITS: tl.constexpr, OFFSET: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
     """Field PART of words [N, U, W] of codes.
 
     All fields of a byte are used where one shift brings them, the last at the top of a mantissa; under 1.0 that is a
     number, and one multiplication and addition makes it the weight. A conversion of integers would take as long as all
     of this. 1.0 comes before the mask, as an instruction takes one constant and moves a second to a register.
+
+    The sum that takes 1.0 away again is up to 2^10 times larger than the weight: an error of 2^-14, which operands in
+    halves do not see. EXACT takes it away first.
     """
     ONE: tl.constexpr = 0x3F800000
     FIELDS: tl.constexpr = 8 // LO_BITS
@@ -127,16 +131,20 @@ def _fields(
     if HI_BITS > 0:
         bits |= _shifted(high, LEFT + LO_BITS) & (((1 << HI_BITS) - 1) << (AT + LO_BITS))
     STEP: tl.constexpr = 1 << (23 - AT)
+    value = bits.to(tl.float32, bitcast=True)
+    if EXACT:
+        return (value - (1.0 + OFFSET / STEP)) * (s * STEP)[:, :, None] + m[:, :, None]
     low = m - s * (OFFSET + STEP)
-    return bits.to(tl.float32, bitcast=True) * (s * STEP)[:, :, None] + low[:, :, None]
+    return value * (s * STEP)[:, :, None] + low[:, :, None]
 
 
 @triton.jit
 def weights(
     word, high, table, s, s_last, m, m_last, PART: tl.constexpr, LO_BITS: tl.constexpr, HI_BITS: tl.constexpr,
     OFFSET: tl.constexpr, GROUPS: tl.constexpr, SCALE: tl.constexpr, CODEBOOK: tl.constexpr, W: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """Part PART of units, float32 [N, U, W]."""
+    """Part PART of units, float32 [N, U, W]; EXACT where they are no operands in halves."""
     if PART * GROUPS // (32 // W) > 0:
         s = s_last
         m = m_last
@@ -149,5 +157,5 @@ def weights(
     elif CODEBOOK:
         w = tl.load(table + ((word >> (PART * LO_BITS)) & ((1 << LO_BITS) - 1))) * s[:, :, None] + m[:, :, None]
     else:
-        w = _fields(word, high, s, m, PART, LO_BITS, HI_BITS, OFFSET)
+        w = _fields(word, high, s, m, PART, LO_BITS, HI_BITS, OFFSET, EXACT)
     return w
