@@ -64,10 +64,14 @@ def _check_sizes(spec: ModelSpec) -> None:
         _check_scaling(rope)
 
 
+MIN_FACTOR = 1e-30
+"""Of a rope scaling: frequencies, which are at most 1, stay numbers of float32 when it divides them."""
+
+
 def _check_scaling(rope: RopeParameters) -> None:
-    """What would make the formulas of rope.py divide by zero."""
-    if rope.factor is not None and rope.factor <= 0:
-        raise MalformedFile(f"rope scaling factor {rope.factor} must be positive")
+    """What would make the formulas of rope.py divide by zero, or leave float32."""
+    if rope.factor is not None and not MIN_FACTOR <= rope.factor <= 1 / MIN_FACTOR:
+        raise MalformedFile(f"rope scaling factor {rope.factor} must be within {MIN_FACTOR:g} and {1 / MIN_FACTOR:g}")
     if rope.kind in ("linear", "dynamic", "llama3") and rope.factor is None:
         raise MalformedFile(f"rope scaling '{rope.kind}' needs a factor")
     if rope.kind == "dynamic" and rope.rotary_dim < 4:

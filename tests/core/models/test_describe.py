@@ -194,6 +194,14 @@ def test_hostile_headers_end_in_typed_errors(data: st.DataObject) -> None:
         return
 
 
+@pytest.mark.parametrize("factor", [2.7e-275, -1.0, 1e31])
+def test_a_rope_scaling_factor_that_no_frequency_survives_is_malformed(factor: float) -> None:
+    metadata, tensors = llama_gguf()
+    metadata |= {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": factor}
+    with pytest.raises(MalformedFile, match="rope scaling factor .* must be within 1e-30 and 1e"):
+        describe_model("gguf", metadata, tensors)
+
+
 def test_gguf_with_rope_divisors_takes_them_from_the_file() -> None:
     metadata, tensors = llama_gguf()
     model = describe_model("gguf", metadata, {**tensors, "rope_freqs.weight": spec("f32", 8)})
