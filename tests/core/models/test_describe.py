@@ -198,7 +198,7 @@ def test_hostile_headers_end_in_typed_errors(data: st.DataObject) -> None:
 def test_a_rope_scaling_factor_that_no_frequency_survives_is_malformed(factor: float) -> None:
     metadata, tensors = llama_gguf()
     metadata |= {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": factor}
-    with pytest.raises(MalformedFile, match="rope scaling factor .* must be within 1e-30 and 1e"):
+    with pytest.raises(MalformedFile, match=r"rope scaling factor .* must be within 1e-30 and 1e"):
         describe_model("gguf", metadata, tensors)
 
 
